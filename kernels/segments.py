@@ -1,0 +1,88 @@
+"""Host-side plans: where the segments of a KV memory lie and which slot each new token is written to.
+
+Values are validated here, once, on the host. The kernels read the resulting device tensors and clamp what
+they read, so a table that is changed on the device later can select wrong rows but never rows outside the
+buffer.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ._checks import KernelArgumentError, require
+
+Span = tuple[int, int]
+
+
+def segment_table(
+    rows: Sequence[Sequence[Span]], capacity: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Build the device table of segments that :func:`joint_attention` attends to.
+
+    Args:
+        rows: for each batch row its segments as (start, length) in KV slots; an absent segment has length 0.
+            Every row names the same number of segments.
+        capacity: number of KV slots in a row of the memory.
+        device: where the table goes.
+
+    Returns:
+        [batch, segments, 2] int32, (start, length).
+
+    Raises:
+        KernelArgumentError: a segment is negative, ends past ``capacity`` or overlaps another of its row,
+            or rows differ in their number of segments.
+    """
+    require(len(rows) > 0, "rows", "at least one batch row", 0)
+    for index, row in enumerate(rows):
+        name = f"rows[{index}]"
+        require(len(row) == len(rows[0]), name, f"{len(rows[0])} segments like rows[0]", len(row))
+        _check_spans(name, row, capacity)
+    return torch.tensor([list(map(list, row)) for row in rows], dtype=torch.int32).to(device)
+
+
+def slot_table(
+    rows: Sequence[Sequence[Span]], capacity: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Build the table that says which KV slot each new token is written to.
+
+    Args:
+        rows: for each batch row the spans (start, length) that its tokens fill, in token order; every row
+            covers the same number of tokens.
+        capacity: number of KV slots in a row of the memory.
+        device: where the table goes.
+
+    Returns:
+        [batch, tokens] int32. A kernel skips a token whose slot lies outside [0, capacity).
+
+    Raises:
+        KernelArgumentError: a span is negative, ends past ``capacity`` or overlaps another of its row, or
+            rows differ in their number of tokens.
+    """
+    require(len(rows) > 0, "rows", "at least one batch row", 0)
+    tokens = sum(length for _, length in rows[0])
+    slots = []
+    for index, row in enumerate(rows):
+        _check_spans(f"rows[{index}]", row, capacity)
+        flat = [slot for start, length in row for slot in range(start, start + length)]
+        require(len(flat) == tokens, f"rows[{index}]", f"{tokens} tokens like rows[0]", len(flat))
+        slots.append(flat)
+    return torch.tensor(slots, dtype=torch.int32).reshape(len(rows), tokens).to(device)
+
+
+def _check_spans(name: str, spans: Sequence[Span], capacity: int) -> None:
+    for index, (start, length) in enumerate(spans):
+        require(start >= 0, f"{name}[{index}].start", "at least 0", start)
+        require(length >= 0, f"{name}[{index}].length", "at least 0", length)
+        require(
+            start + length <= capacity,
+            f"{name}[{index}].start + length",
+            f"at most {capacity} (capacity of this memory)",
+            start + length,
+            "shorten the segment or open a larger memory",
+        )
+    used = sorted((start, start + length, index) for index, (start, length) in enumerate(spans) if length)
+    for (_, end, first), (start, _, second) in zip(used, used[1:]):
+        if start < end:
+            raise KernelArgumentError(
+                f"{name}[{second}].start", f"at least {end} (end of {name}[{first}])", start, "segments overlap"
+            )
