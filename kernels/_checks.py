@@ -80,3 +80,14 @@ def require_contiguous(argument: str, tensor: torch.Tensor) -> None:
         raise KernelArgumentError(
             argument, "contiguous", f"strides {tuple(tensor.stride())}", "call .contiguous()"
         )
+
+
+def require_aligned(argument: str, tensor: torch.Tensor) -> None:
+    """Require ``tensor`` to start on a 16-byte boundary, as tensor descriptors need.
+
+    Reads the address, which a traced tensor does not have: call it where a launch is built.
+    """
+    if tensor.data_ptr() % 16 != 0:
+        raise KernelArgumentError(
+            argument, "aligned to 16 bytes", f"address {tensor.data_ptr():#x}", "call .clone()"
+        )

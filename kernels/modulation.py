@@ -67,7 +67,7 @@ def _modulation_kernel(
     if GATED or MODULATED:
         row = tl.load(row_index_ptr + token)
         row = tl.minimum(tl.maximum(row, 0), num_rows - 1).to(tl.int64)
-    # The streams are read once; evicting them first leaves L1 to the modulation rows, which every token reads.
+    # The streams are read once; evicting them first leaves L1 to the modulation rows, which all tokens read.
     x = tl.load(
         x_ptr + b * x_stride_b + n * x_stride_n + cols, mask=mask, other=0.0, eviction_policy="evict_first"
     ).to(tl.float32)
@@ -156,7 +156,9 @@ def norm_modulate_fp8(
     """
     _check(x, None, None, scale, shift, row_index, norm)
     if not use_triton(backend, x, scale, shift):
-        y = modulation_reference(x, scale=scale, shift=shift, row_index=row_index, norm=norm, eps=eps, wide=True)
+        y = modulation_reference(
+            x, scale=scale, shift=shift, row_index=row_index, norm=norm, eps=eps, wide=True
+        )
         return quantize_fp8_reference(y[1])
     out, token_scale = _fp8_like(x)
     _modulation_op(out, None, token_scale, x, None, None, scale, shift, row_index, norm, eps)

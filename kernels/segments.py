@@ -6,6 +6,7 @@ buffer.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -15,7 +16,11 @@ Span = tuple[int, int]
 
 
 def segment_table(
-    rows: Sequence[Sequence[Span]], capacity: int, device: torch.device | str = "cpu"
+    rows: Sequence[Sequence[Span]],
+    capacity: int,
+    device: torch.device | str = "cpu",
+    *,
+    alignment: int = 1,
 ) -> torch.Tensor:
     """Build the device table of segments that :func:`joint_attention` attends to.
 
@@ -24,19 +29,22 @@ def segment_table(
             Every row names the same number of segments.
         capacity: number of KV slots in a row of the memory.
         device: where the table goes.
+        alignment: starts must be multiples of this; fp8 attention needs 16.
 
     Returns:
         [batch, segments, 2] int32, (start, length).
 
     Raises:
-        KernelArgumentError: a segment is negative, ends past ``capacity`` or overlaps another of its row,
-            or rows differ in their number of segments.
+        KernelArgumentError: a segment is negative, ends past ``capacity``, starts off the alignment or
+            overlaps another of its row, or rows differ in their number of segments.
     """
     require(len(rows) > 0, "rows", "at least one batch row", 0)
     for index, row in enumerate(rows):
         name = f"rows[{index}]"
         require(len(row) == len(rows[0]), name, f"{len(rows[0])} segments like rows[0]", len(row))
         _check_spans(name, row, capacity)
+        for s, (start, _) in enumerate(row):
+            require(start % alignment == 0, f"{name}[{s}].start", f"a multiple of {alignment}", start)
     return torch.tensor([list(map(list, row)) for row in rows], dtype=torch.int32).to(device)
 
 
@@ -81,8 +89,11 @@ def _check_spans(name: str, spans: Sequence[Span], capacity: int) -> None:
             "shorten the segment or open a larger memory",
         )
     used = sorted((start, start + length, index) for index, (start, length) in enumerate(spans) if length)
-    for (_, end, first), (start, _, second) in zip(used, used[1:]):
+    for (_, end, first), (start, _, second) in pairwise(used):
         if start < end:
             raise KernelArgumentError(
-                f"{name}[{second}].start", f"at least {end} (end of {name}[{first}])", start, "segments overlap"
+                f"{name}[{second}].start",
+                f"at least {end} (end of {name}[{first}])",
+                start,
+                "segments overlap",
             )

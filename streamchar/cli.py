@@ -1,5 +1,76 @@
 """The ``streamchar`` command."""
 
-import typer
+import json
+from typing import Annotated
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import __version__
+from .doctor import Report, State, diagnose
+from .machine import inspect_machine
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Streaming text-to-character generation.")
+
+_MARKS: dict[State, str] = {
+    "ok": "[green]✓[/]",
+    "optional": "[dim]·[/]",
+    "missing": "[yellow]+[/]",
+    "broken": "[red]✗[/]",
+}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"streamchar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take options that belong to no command."""
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Show what this machine has, which backend will serve, and what to install. Exit 0 when it can run."""
+    report = diagnose(inspect_machine())
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_report(report, Console())
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the report as tables, then the commands on lines of their own, whole, to be copied."""
+    found = Table(title=f"streamchar {__version__}", title_justify="left", show_header=False, expand=False)
+    for _ in range(4):
+        found.add_column(overflow="fold")
+    for part in report.components:
+        found.add_row(_MARKS[part.state], part.name, escape(part.found), f"[dim]{escape(part.note)}[/]")
+    console.print(found)
+
+    if report.choices:
+        choices = Table(
+            "kernels", "what they do", "backend", "why", title='backend="auto"', title_justify="left"
+        )
+        for choice in report.choices:
+            choices.add_row(choice.stage, choice.work, f"[bold]{choice.backend}[/]", escape(choice.why))
+        console.print(choices)
+
+    for title, states in (("To install", ("missing", "broken")), ("Optional", ("optional",))):
+        commands = {part.install: part for part in report.components if part.install and part.state in states}
+        if commands:
+            console.print(f"[bold]{title}[/]")
+        for command, part in commands.items():
+            console.print(f"  {escape(command)}  [dim]# {part.name}[/]", soft_wrap=True, highlight=False)
+    console.print("[green]Ready.[/]" if report.ok else "[red]Cannot run here: see ✗ above.[/]")

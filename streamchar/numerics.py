@@ -19,12 +19,14 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
         ValueError: the shapes differ.
     """
     if out.shape != reference.shape:
-        raise ValueError(f"out must have the reference's shape {list(reference.shape)}, got {list(out.shape)}")
+        raise ValueError(
+            f"out must have the reference's shape {list(reference.shape)}, got {list(out.shape)}"
+        )
     out, reference = out.detach().double().cpu(), reference.detach().double().cpu()
     if not torch.isfinite(out).all():
         return float("inf")
     norm = torch.linalg.vector_norm(reference).item()
-    return torch.linalg.vector_norm(out - reference).item() / (norm or 1.0)
+    return float(torch.linalg.vector_norm(out - reference).item() / (norm or 1.0))
 
 
 def assert_close(out: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, growth: float = 1.0) -> None:

@@ -1,0 +1,370 @@
+"""Every size of the system, as frozen dataclasses, and the presets that name a whole set of them.
+
+One clock: 24 video frames and 24 000 audio samples a second, so 1000 samples and one audio token a frame.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+
+class ConfigError(ValueError):
+    """A size that the system cannot have.
+
+    Attributes:
+        argument: name of the offending field.
+        limit: what is accepted.
+        value: what was given.
+    """
+
+    def __init__(self, argument: str, limit: str, value: object, remedy: str = "") -> None:
+        self.argument, self.limit, self.value, self.remedy = argument, limit, value, remedy
+        super().__init__(f"{argument} must be {limit}, got {value}" + (f"; {remedy}" if remedy else ""))
+
+
+def _require(ok: bool, argument: str, limit: str, value: object, remedy: str = "") -> None:
+    if not ok:
+        raise ConfigError(argument, limit, value, remedy)
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(isinstance(value, int) and value > 0, name, "a positive integer", repr(value))
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """The time base that picture and sound share.
+
+    Attributes:
+        frame_rate: video frames a second; an audio token lasts one frame.
+        sample_rate: audio samples a second.
+    """
+
+    frame_rate: int = 24
+    sample_rate: int = 24000
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "frame_rate", "sample_rate")
+        _require(
+            self.sample_rate % self.frame_rate == 0,
+            "sample_rate",
+            f"a multiple of frame_rate = {self.frame_rate}",
+            self.sample_rate,
+            "both streams are stamped in whole samples; resample the audio",
+        )
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Audio samples that sound during one video frame."""
+        return self.sample_rate // self.frame_rate
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """The picture, its latent grid and the tokens of one latent frame.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        spatial_stride: pixels that one latent cell spans, along either axis.
+        temporal_stride: video frames that one latent frame spans.
+        channels: channels of a video latent.
+        patch: latent cells that one token spans, along either axis.
+    """
+
+    height: int
+    width: int
+    spatial_stride: int
+    channels: int
+    patch: int
+    temporal_stride: int = 4
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "height", "width", "spatial_stride", "channels", "patch", "temporal_stride")
+        cell = self.spatial_stride * self.patch
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            limit = f"a multiple of spatial_stride * patch = {cell}"
+            _require(value % cell == 0, name, limit, value, f"use {max(round(value / cell), 1) * cell}")
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a video latent, in cells."""
+        return self.height // self.spatial_stride, self.width // self.spatial_stride
+
+    @property
+    def tokens_per_latent(self) -> int:
+        """Tokens of one latent frame."""
+        height, width = self.latent_size
+        return (height // self.patch) * (width // self.patch)
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    """How many latent frames each segment of the joint sequence holds.
+
+    Attributes:
+        latent_frames: latent frames denoised together, T.
+        reference_latents: latents of the reference image.
+        sink_latents: latents of the first chunk kept as a visual anchor.
+        motion_latents: latents of the chunk just finished.
+    """
+
+    latent_frames: int = 8
+    reference_latents: int = 1
+    sink_latents: int = 8
+    motion_latents: int = 8
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "latent_frames", "reference_latents", "sink_latents", "motion_latents")
+        for name in ("sink_latents", "motion_latents"):
+            value = getattr(self, name)
+            limit = f"at most latent_frames = {self.latent_frames}"
+            _require(
+                value <= self.latent_frames,
+                name,
+                limit,
+                value,
+                "it is cut from one chunk; raise latent_frames",
+            )
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The joint audio-video diffusion transformer.
+
+    Attributes:
+        dim: width of a token.
+        layers: number of blocks.
+        heads: attention heads.
+        head_dim: width of a head, 64 or 128; heads * head_dim = dim.
+        video_ffn: hidden width of the video expert.
+        audio_ffn: hidden width of the audio expert.
+        audio_channels: channels of an audio latent, one latent a token.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    head_dim: int
+    video_ffn: int
+    audio_ffn: int
+    audio_channels: int = 64
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "dim", "layers", "heads", "head_dim", "video_ffn", "audio_ffn", "audio_channels"
+        )
+        _require(
+            self.head_dim in (64, 128),
+            "head_dim",
+            "64 or 128",
+            self.head_dim,
+            "these are the widths that the attention kernel has tiles for",
+        )
+        width = self.heads * self.head_dim
+        _require(width == self.dim, "dim", f"heads * head_dim = {width}", self.dim, "change heads or dim")
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one block's four attention projections, which every token meets."""
+        return 4 * self.dim * self.dim
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all blocks' matrices; embeddings, norms and biases, under one percent, left out."""
+        experts = 2 * self.dim * (self.video_ffn + self.audio_ffn)
+        return self.layers * (self.attention_parameters + experts)
+
+
+@dataclass(frozen=True)
+class OrchestratorConfig:
+    """The causal language model that plans the speech; Qwen2-family architecture.
+
+    Attributes:
+        dim: width of a token.
+        layers: number of blocks.
+        heads: query heads.
+        kv_heads: key and value heads, a divisor of ``heads``.
+        head_dim: width of a head.
+        ffn: hidden width of the gated feed-forward network.
+        vocabulary: text tokens; the embedding also serves as the output head.
+        history_seconds: audio history in the packed sequence, at most.
+        transcript_tokens: transcript window, in text tokens, at most.
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocabulary: int
+    history_seconds: float = 15.0
+    transcript_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocabulary", "transcript_tokens"
+        )
+        limit = f"a divisor of heads = {self.heads}"
+        _require(self.heads % self.kv_heads == 0, "kv_heads", limit, self.kv_heads)
+        limit = "between 0 and 15 seconds (the range it is trained on)"
+        _require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Weights of all blocks' matrices, which every token meets; norms and biases left out."""
+        attention = 2 * self.dim * (self.heads + self.kv_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.dim * self.ffn)
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices and of the embedding."""
+        return self.matrix_parameters + self.vocabulary * self.dim
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """The few-step schedule.
+
+    Attributes:
+        sigmas: noise level at the start of each step, falling from 1; the last step ends at 0.
+    """
+
+    sigmas: tuple[float, ...] = (1.0, 0.9375, 0.8333, 0.625)
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:]))
+        ok = bool(self.sigmas) and self.sigmas[0] == 1.0 and falling and self.sigmas[-1] > 0
+        _require(ok, "sigmas", "falling from 1 and above 0", self.sigmas)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps a chunk."""
+        return len(self.sigmas)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A whole system: every size that kernels, engine and benchmarks need.
+
+    Attributes:
+        name: how it is called in :data:`PRESETS`.
+        dit: the diffusion transformer.
+        picture: the picture and its latent grid.
+        orchestrator: the language model.
+        chunk: segment lengths.
+        clock: the time base.
+        sampler: the few-step schedule.
+    """
+
+    name: str
+    dit: DiTConfig
+    picture: PictureConfig
+    orchestrator: OrchestratorConfig
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+    @property
+    def frames(self) -> int:
+        """Video frames of a chunk, and its audio tokens."""
+        return self.chunk.latent_frames * self.picture.temporal_stride
+
+    @property
+    def samples(self) -> int:
+        """Audio samples of a chunk."""
+        return self.frames * self.clock.samples_per_frame
+
+    @property
+    def seconds(self) -> float:
+        """Duration of a chunk: the playback budget."""
+        return self.frames / self.clock.frame_rate
+
+    @property
+    def video_tokens(self) -> int:
+        """Noisy video tokens of a chunk."""
+        return self.chunk.latent_frames * self.picture.tokens_per_latent
+
+    @property
+    def audio_tokens(self) -> int:
+        """Noisy audio tokens of a chunk, one a frame."""
+        return self.frames
+
+    @property
+    def noisy_tokens(self) -> int:
+        """Tokens that a denoising step computes."""
+        return self.video_tokens + self.audio_tokens
+
+    @property
+    def reference_tokens(self) -> int:
+        """Tokens of the reference image."""
+        return self.chunk.reference_latents * self.picture.tokens_per_latent
+
+    @property
+    def sink_tokens(self) -> int:
+        """Tokens of the visual anchor."""
+        return self.chunk.sink_latents * self.picture.tokens_per_latent
+
+    @property
+    def motion_tokens(self) -> int:
+        """Tokens of the chunk just finished."""
+        return self.chunk.motion_latents * self.picture.tokens_per_latent
+
+    @property
+    def cached_tokens(self) -> int:
+        """Conditioning tokens whose keys and values are kept."""
+        return self.reference_tokens + self.sink_tokens + self.motion_tokens
+
+    def with_latent_frames(self, latent_frames: int) -> "Preset":
+        """Return this preset with T = ``latent_frames``; sink and motion keep their share of a chunk."""
+        _require(latent_frames > 0, "latent_frames", "a positive integer", latent_frames)
+
+        def scaled(latents: int) -> int:
+            return max(1, round(latents * latent_frames / self.chunk.latent_frames))
+
+        chunk = replace(
+            self.chunk,
+            latent_frames=latent_frames,
+            sink_latents=scaled(self.chunk.sink_latents),
+            motion_latents=scaled(self.chunk.motion_latents),
+        )
+        return replace(self, chunk=chunk)
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "tiny": Preset(
+            name="tiny",
+            dit=DiTConfig(
+                dim=256, layers=8, heads=4, head_dim=64, video_ffn=768, audio_ffn=256, audio_channels=32
+            ),
+            picture=PictureConfig(height=96, width=96, spatial_stride=8, channels=16, patch=2),
+            orchestrator=OrchestratorConfig(
+                dim=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=768, vocabulary=512
+            ),
+        ),
+        "5b": Preset(
+            name="5b",
+            dit=DiTConfig(dim=3072, layers=30, heads=24, head_dim=128, video_ffn=14336, audio_ffn=4096),
+            picture=PictureConfig(height=512, width=512, spatial_stride=16, channels=48, patch=2),
+            orchestrator=OrchestratorConfig(
+                dim=2048, layers=36, heads=16, kv_heads=2, head_dim=128, ffn=11008, vocabulary=151936
+            ),
+        ),
+    }
+)
+
+
+def preset(name: str) -> Preset:
+    """Return the preset called ``name``.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ConfigError("preset", " or ".join(repr(known) for known in PRESETS), repr(name))
+    return PRESETS[name]

@@ -1,0 +1,484 @@
+"""The gate passes on what ships, and a kernel made worse fails it.
+
+Nothing compiles under the interpreter, which serves the rest of this suite. So this file also runs as a
+script in a process of its own: it compiles the cases below and prints their figures.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from streamchar import codegen
+from streamchar.codegen import CodegenError, gate, read_baseline, write_baseline
+from streamchar.kernels import modulation
+from streamchar.kernels._compat import tl, triton
+from streamchar.kernels._dispatch import Launch
+from streamchar.sass import Figures, SassError, compare, faults, parse, resident_blocks, vector_share
+
+ROOT = Path(__file__).parents[1]
+BASELINE = ROOT / codegen.BASELINE
+
+
+@triton.jit
+def _matmul_kernel(
+    out_ptr,
+    a_ptr,
+    b_ptr,
+    k_size,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    rows, cols, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, k_size, BLOCK_K):
+        a = tl.load(a_ptr + rows[:, None] * k_size + k + inner[None, :])
+        b = tl.load(b_ptr + cols[:, None] * k_size + k + inner[None, :])
+        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+    tl.store(out_ptr + rows[:, None] * BLOCK_N + cols[None, :], total.to(out_ptr.dtype.element_ty))
+
+
+def _matmul(dtype: torch.dtype, block_m: int, precision: str = "tf32", num_stages: int = 3) -> Launch:
+    block_n, block_k, k = 64, 32, 1024
+    args = {
+        "out_ptr": torch.empty((block_m, block_n), dtype=dtype, device="meta"),
+        "a_ptr": torch.empty((block_m, k), dtype=dtype, device="meta"),
+        "b_ptr": torch.empty((block_n, k), dtype=dtype, device="meta"),
+        "k_size": k,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "PRECISION": precision,
+    }
+    return Launch(_matmul_kernel, (1,), args, num_warps=4, num_stages=num_stages)
+
+
+def _norm(dim: int, stride: int) -> Launch:
+    x = torch.empty((1, 64, stride), dtype=torch.bfloat16, device="meta")[..., :dim]
+    return modulation._launch(x, None, None, x, None, None, None, None, None, "rms", 1e-6)
+
+
+def _cases() -> dict[str, Launch]:
+    return {
+        "matmul/bf16": _matmul(torch.bfloat16, 64),
+        "matmul/short tile": _matmul(torch.bfloat16, 16),
+        "matmul/exact fp32": _matmul(torch.float32, 64, "ieee"),
+        "matmul/unpipelined": _matmul(torch.bfloat16, 64, num_stages=1),
+        "norm/aligned": _norm(3072, 3072),
+        "norm/odd stride": _norm(3072, 3073),
+        "norm/wide": _norm(16384, 16384),
+        "norm/wide in one warp": replace(_norm(16384, 16384), num_warps=1),
+    }
+
+
+def _run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=clean, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Figures]:
+    done = _run(__file__)
+    assert done.returncode == 0, done.stderr
+    return {name: Figures.from_json(fields) for name, fields in json.loads(done.stdout).items()}
+
+
+# What the real compiler makes of kernels, good and bad.
+
+
+def test_the_shipped_kernels_pass_the_gate():
+    done = _run("-m", "streamchar.codegen")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "modulation  " in done.stdout
+
+
+def test_a_spilling_configuration_fails(compiled):
+    good, bad = compiled["norm/wide"], compiled["norm/wide in one warp"]
+    assert not faults(good)
+    assert bad.op("LDL") > 0
+    assert bad.op("STL") > 0
+    (message,) = [m for m in gate({"norm/wide": bad}, {"norm/wide": good}) if "spills" in m]
+    assert message.startswith("kernel norm, configuration wide: spills 0 -> ")
+
+
+@pytest.mark.parametrize(("worse", "instead"), [("short tile", "HMMA"), ("exact fp32", None)])
+def test_a_matmul_that_loses_its_tensor_cores_fails(compiled, worse, instead):
+    good, bad = compiled["matmul/bf16"], compiled[f"matmul/{worse}"]
+    assert good.op("HGMMA") > 0
+    assert instead is None or bad.op(instead) > 0
+    (message,) = [m for m in gate({"matmul/x": bad}, {"matmul/x": good}) if "HGMMA" in m]
+    assert f"HGMMA {good.op('HGMMA')} -> 0: the matmul lost its tensor-core instruction" in message
+
+
+def test_a_matmul_that_loses_its_asynchronous_copies_fails(compiled):
+    figures = {r.figure for r in compare(compiled["matmul/bf16"], compiled["matmul/unpipelined"])}
+    assert "LDGSTS" in figures
+
+
+def test_an_odd_stride_narrows_the_loads_and_fails(compiled):
+    good, bad = compiled["norm/aligned"], compiled["norm/odd stride"]
+    assert max(good.loads) == 128
+    assert max(bad.loads) < 128
+    (regression,) = [r for r in compare(good, bad) if r.figure == "global loads"]
+    assert regression.reason == "a vectorised access narrowed"
+    assert str(regression).startswith("global loads 100% of bytes at least 128 bits wide [")
+
+
+def test_what_did_not_change_is_no_regression(compiled):
+    for figures in compiled.values():
+        assert not compare(figures, figures)
+
+
+# Reading the disassembly.
+
+LISTING = """
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _example_kernel:
+  REG:96 STACK:16 SHARED:1280 LOCAL:8 CONSTANT[0]:664 TEXTURE:0 SURFACE:0 SAMPLER:0
+\tcode for sm_90a
+\t\tFunction : _example_kernel
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                       /* 0x00000a00ff017b82 */
+                                                                                /* 0x000e300000000800 */
+        /*0010*/              @!P0 LDG.E.EF.128 R4, desc[UR4][R2.64] ;          /* 0x0000000402047981 */
+        /*0020*/                   LDG.E.LTC128B.U16.CONSTANT R5, desc[UR4][R2.64] ;    /* 0x00 */
+        /*0030*/                   LDG.E R6, desc[UR4][R2.64+0x128] ;           /* 0x0000000402047981 */
+        /*0040*/               @P1 LDGSTS.E.BYPASS.LTC128B.128 [R7], desc[UR4][R8.64] ; /* 0x00 */
+        /*0050*/             @!UPT UIADD3 URZ, URZ, URZ, URZ ;                  /* 0x00 */
+        /*0060*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;      /* 0x00 */
+        /*0070*/                   QGMMA.64x128x32.F32.E4M3.E4M3 R24, gdesc[UR8], R24 ; /* 0x00 */
+        /*0080*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;        /* 0x00 */
+        /*0090*/                   UTMALDG.2D [UR8], [UR4] ;                    /* 0x00 */
+        /*00a0*/                   MUFU.EX2 R4, R4 ;                            /* 0x00 */
+        /*00b0*/                   MUFU.RCP R4, R4 ;                            /* 0x00 */
+        /*00c0*/                   USETMAXREG.DEALLOC.CTAPOOL 0x18 ;            /* 0x00 */
+        /*00d0*/                   STL.64 [R1], R4 ;                            /* 0x00 */
+        /*00e0*/                   LDL.LU R4, [R1+0x4] ;                        /* 0x00 */
+        /*00f0*/                   STG.E.64 desc[UR4][R2.64], R4 ;              /* 0x00 */
+        /*0100*/                   STG.E.U8 desc[UR4][R2.64], R4 ;              /* 0x00 */
+        /*0110*/                   EXIT ;                                       /* 0x000000000000794d */
+        /*0120*/                   BRA 0x120;                                   /* 0xfffffffc00fc7947 */
+        /*0130*/                   NOP;                                         /* 0x0000000000007918 */
+"""
+
+
+def test_the_disassembly_is_counted():
+    figures = parse(LISTING, threads=128, dynamic_shared=4096)
+    assert (figures.registers, figures.stack_bytes, figures.threads) == (96, 24, 128)
+    # 1280 bytes are the system's 1 KB and 256 of the kernel's own.
+    assert figures.shared_bytes == 4096 + 256
+    assert figures.instructions == 19
+    assert figures.ops == {
+        "HGMMA": 1,
+        "QGMMA": 1,
+        "HMMA": 1,
+        "UTMALDG": 1,
+        "LDGSTS": 1,
+        "LDL": 1,
+        "STL": 1,
+        "MUFU.EX2": 1,
+        "USETMAXREG": 1,
+    }
+    assert figures.loads == {128: 2, 32: 1, 16: 1}
+    assert figures.stores == {64: 1, 8: 1}
+
+
+@pytest.mark.parametrize("text", ["", LISTING.split("\tcode for")[0], LISTING.split("REG:")[0]])
+def test_a_text_without_a_kernel_is_refused(text):
+    with pytest.raises(SassError, match="must hold a resource line and instructions"):
+        parse(text, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "blocks"),
+    [
+        (32, 128, 0, 16),  # 64 warps
+        (16, 32, 0, 32),  # 32 blocks
+        (33, 256, 0, 6),  # 33 registers are granted as 40: 51 warps, taken in fours, hold 6 blocks of 8
+        (33, 64, 0, 24),  # the same 51 warps, taken in fours, hold 24 blocks of 2
+        (168, 384, 0, 1),  # 12 warps of 5376 registers: 12 fit
+        (255, 256, 0, 1),
+        (255, 512, 0, 0),  # 16 warps of 8192 registers do not fit
+        (32, 128, 227 * 1024, 1),
+        (32, 128, 227 * 1024 + 1, 0),
+        (32, 128, 113 * 1024, 2),  # 114 KB with the system's share: twice in 228
+        (32, 128, 113 * 1024 + 1, 1),
+    ],
+)
+def test_resident_blocks_follow_the_limits_of_sm_90(registers, threads, shared, blocks):
+    assert resident_blocks(registers, threads, shared) == blocks
+
+
+def test_the_vector_share_counts_bytes():
+    assert vector_share({128: 3, 32: 4}, 128) == pytest.approx(0.75)
+    assert vector_share({128: 1, 64: 2}, 64) == 1.0
+    assert vector_share({}, 128) == 0.0
+
+
+# What counts as worse.
+
+GEMM = Figures(
+    registers=168,
+    stack_bytes=0,
+    shared_bytes=65536,
+    threads=128,
+    blocks_per_sm=3,
+    instructions=900,
+    ops={"HGMMA": 8, "UTMALDG": 4, "UTMASTG": 2, "LDGSTS": 6, "USETMAXREG": 2},
+    loads={128: 10, 64: 4, 32: 1},
+    stores={128: 8},
+)
+
+
+def with_ops(**ops: int) -> Figures:
+    return replace(GEMM, ops={**GEMM.ops, **ops})
+
+
+@pytest.mark.parametrize(
+    ("after", "figure", "said"),
+    [
+        (with_ops(HGMMA=0), "HGMMA", "8 -> 0"),
+        (with_ops(HGMMA=0, HMMA=64), "HGMMA", "8 -> 0"),
+        (with_ops(HMMA=16), "HMMA", "fell from a warp-group to a warp instruction"),
+        (with_ops(LDL=1), "spills", "0 local accesses, 0 stack bytes -> 1 local accesses"),
+        (with_ops(STL=1), "spills", "1 local accesses"),
+        (replace(GEMM, stack_bytes=8), "spills", "8 stack bytes"),
+        (replace(GEMM, blocks_per_sm=2, registers=200), "occupancy", "19% (3 blocks) -> 12% (2 blocks)"),
+        (replace(GEMM, blocks_per_sm=2, registers=200), "occupancy", "registers 168 -> 200"),
+        (with_ops(UTMALDG=0), "UTMALDG", "4 -> 0"),
+        (with_ops(UTMASTG=0), "UTMASTG", "2 -> 0"),
+        (with_ops(LDGSTS=0), "LDGSTS", "6 -> 0"),
+        (with_ops(USETMAXREG=0), "USETMAXREG", "2 -> 0"),
+        (replace(GEMM, loads={64: 20, 32: 9}), "global loads", "[10/4/1/0/0] -> 0% [0/20/9/0/0]"),
+        (replace(GEMM, loads={128: 8, 64: 4, 32: 9}), "global loads", "narrowed"),
+        (replace(GEMM, loads={128: 10, 32: 9}), "global loads", "at least 64 bits"),
+        (replace(GEMM, stores={128: 7, 16: 8}), "global stores", "100%"),
+    ],
+)
+def test_each_kind_of_regression_is_named_with_before_and_after(after, figure, said):
+    (message,) = gate({"gemm/up bf16": after}, {"gemm/up bf16": GEMM})[:1] or [""]
+    assert message.startswith(f"kernel gemm, configuration up bf16: {figure} ")
+    (regression,) = [each for each in compare(GEMM, after) if each.figure == figure]
+    assert said in str(regression)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (GEMM, replace(GEMM, registers=180)),
+        (GEMM, replace(GEMM, instructions=2000)),
+        (GEMM, with_ops(HGMMA=4)),
+        (GEMM, replace(GEMM, loads={128: 10, 64: 4, 32: 2})),
+        (GEMM, replace(GEMM, threads=256, blocks_per_sm=2)),
+        (GEMM, with_ops(UTMALDG=8, LDGSTS=0)),
+        (GEMM, replace(with_ops(UTMALDG=8), loads={32: 1})),
+        (GEMM, replace(with_ops(UTMASTG=4), stores={32: 1})),
+        (GEMM, replace(GEMM, loads={})),
+        (with_ops(HGMMA=0, HMMA=64), GEMM),
+        (with_ops(LDL=2), with_ops(LDL=1)),
+    ],
+)
+def test_a_change_for_the_better_or_a_register_alone_passes(before, after):
+    assert compare(before, after) == []
+
+
+def test_a_warp_matmul_that_falls_to_plain_arithmetic_is_a_regression():
+    (regression,) = compare(with_ops(HGMMA=0, HMMA=64), with_ops(HGMMA=0))
+    assert (regression.figure, regression.before, regression.after) == ("HMMA", 64, 0)
+
+
+def test_a_kernel_that_cannot_run_fails_even_as_its_own_baseline():
+    stuck = replace(GEMM, blocks_per_sm=0, shared_bytes=240000)
+    (message,) = gate({"gemm/x": stuck}, {"gemm/x": stuck})
+    assert "no block of 168 registers, 128 threads, 240000 shared bytes fits in sm_90" in message
+
+
+def test_a_kernel_without_a_record_fails_and_so_does_a_record_without_its_kernel():
+    new, gone = gate({"gemm/new": GEMM}, {"gemm/gone": GEMM})
+    assert new.startswith("kernel gemm, configuration new: no recorded baseline")
+    assert "--update" in new
+    assert gone == "kernel gemm, configuration gone: in the baseline, but no longer shipped"
+
+
+def test_a_family_may_name_the_launches_that_spill():
+    spilling = with_ops(LDL=1)
+    assert gate({"gemm/x": spilling}, {"gemm/x": spilling})
+    assert gate({"gemm/x": spilling}, {"gemm/x": spilling}, spills_allowed={"gemm/x"}) == []
+    assert gate({"gemm/x": with_ops(LDL=2)}, {"gemm/x": spilling}, spills_allowed={"gemm/x"})
+
+
+# The command, with the compiler replaced.
+
+
+@pytest.fixture
+def measured(monkeypatch) -> dict[str, Figures]:
+    figures = {"gemm/up": GEMM, "norm/rms": replace(GEMM, ops={})}
+    monkeypatch.setattr(codegen, "triton_version", lambda: "3.7.1")
+    monkeypatch.setattr(codegen, "shipped_launches", lambda: dict.fromkeys(figures))
+    monkeypatch.setattr(codegen, "compile_launches", lambda chosen: {name: figures[name] for name in chosen})
+    return figures
+
+
+def invoke(*arguments: str):
+    app = typer.Typer()
+    app.command()(codegen.main)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_table_shows_every_figure(measured, tmp_path):
+    code, output = invoke("--update", "--baseline", str(tmp_path / "b.json"))
+    assert code == 0
+    for shown in ("gemm up 168 0 0/0 65536 128 3 19% 8 HGMMA 4/2 6 0 10/4/1/0/0 8/0/0/0/0 2 900", "norm rms"):
+        assert shown in output
+
+
+def test_update_records_and_the_gate_then_passes(measured, tmp_path):
+    path = tmp_path / "new" / "b.json"
+    assert invoke("--update", "--baseline", str(path))[0] == 0
+    assert read_baseline(path) == {"3.7.1": measured}
+    assert invoke("--baseline", str(path))[0] == 0
+
+
+def test_a_regression_exits_with_1_and_both_figures(measured, tmp_path):
+    write_baseline(tmp_path / "b.json", {"3.7.1": measured})
+    measured["gemm/up"] = with_ops(HGMMA=0)
+    code, output = invoke("--baseline", str(tmp_path / "b.json"))
+    assert code == 1
+    assert "FAIL kernel gemm, configuration up: HGMMA 8 -> 0" in output
+
+
+def test_a_register_count_alone_is_shown_and_passes(measured, tmp_path):
+    write_baseline(tmp_path / "b.json", {"3.7.1": measured})
+    measured["gemm/up"] = replace(GEMM, registers=160)
+    code, output = invoke("--baseline", str(tmp_path / "b.json"))
+    assert code == 0
+    assert "kernel gemm, configuration up: registers 168 -> 160" in output
+
+
+def test_a_kernel_gone_from_the_tree_exits_with_1(measured, tmp_path):
+    write_baseline(tmp_path / "b.json", {"3.7.1": {**measured, "gemm/down": GEMM}})
+    code, output = invoke("--baseline", str(tmp_path / "b.json"))
+    assert code == 1
+    assert "kernel gemm, configuration down: in the baseline, but no longer shipped" in output
+
+
+def test_a_triton_version_without_figures_exits_with_1_and_the_remedy(measured, tmp_path):
+    write_baseline(tmp_path / "b.json", {"3.6.0": measured})
+    code, output = invoke("--baseline", str(tmp_path / "b.json"))
+    assert code == 1
+    assert "no figures for Triton 3.7.1 (it has: 3.6.0); record them with --update" in output
+
+
+def test_an_absent_baseline_fails_after_the_table_with_the_remedy(measured, tmp_path):
+    code, output = invoke("--baseline", str(tmp_path / "absent.json"))
+    assert code == 2
+    assert "8 HGMMA" in output
+    assert "run from the repository root, name one with --baseline, or record one with --update" in output
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"3.7.1": {"gemm/up": {"registers": 1}}}'])
+def test_a_file_that_is_no_baseline_is_named(measured, tmp_path, text):
+    (tmp_path / "b.json").write_text(text)
+    code, output = invoke("--baseline", str(tmp_path / "b.json"))
+    assert code == 2
+    assert "is not a codegen baseline" in output
+
+
+def test_update_keeps_other_versions_and_drops_what_is_gone(measured, tmp_path):
+    path = tmp_path / "b.json"
+    write_baseline(path, {"3.6.0": {"old/x": GEMM}, "3.7.1": {"gone/x": GEMM}})
+    assert invoke("--update", "--baseline", str(path))[0] == 0
+    assert read_baseline(path) == {"3.6.0": {"old/x": GEMM}, "3.7.1": measured}
+
+
+def test_only_limits_what_is_compared_and_recorded(measured, tmp_path):
+    path = tmp_path / "b.json"
+    write_baseline(path, {"3.7.1": {"gemm/up": with_ops(HGMMA=4), "norm/rms": with_ops(LDGSTS=7)}})
+    assert invoke("--only", "gemm/*", "--baseline", str(path))[0] == 0
+    assert invoke("--only", "gemm/*", "--update", "--baseline", str(path))[0] == 0
+    assert read_baseline(path)["3.7.1"] == {"gemm/up": GEMM, "norm/rms": with_ops(LDGSTS=7)}
+    code, output = invoke("--only", "conv/*", "--baseline", str(path))
+    assert code == 2
+    assert "no shipped kernel matches 'conv/*'" in output
+
+
+def test_update_refuses_to_record_a_spill(measured, tmp_path):
+    measured["gemm/up"] = with_ops(STL=3)
+    code, output = invoke("--update", "--baseline", str(tmp_path / "b.json"))
+    assert code == 1
+    assert "kernel gemm, configuration up: spills 0 -> 3 local accesses" in output
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_the_measured_figures_are_written_as_json(measured, tmp_path):
+    path = tmp_path / "out.json"
+    invoke("--json", str(path), "--baseline", str(tmp_path / "absent.json"))
+    assert read_baseline(path) == {"3.7.1": measured}
+
+
+def test_a_recorded_file_reads_as_a_diff(measured, tmp_path):
+    path, again = tmp_path / "a.json", tmp_path / "b.json"
+    write_baseline(path, {"3.7.1": measured, "3.6.0": measured})
+    write_baseline(again, {"3.6.0": measured, "3.7.1": dict(reversed(measured.items()))})
+    assert path.read_text() == again.read_text()
+    assert '   "registers": 168,\n' in path.read_text()
+
+
+@pytest.mark.skipif(not codegen.INTERPRETED, reason="kernels are compiled here")
+def test_the_interpreter_is_refused():
+    for run in (codegen.run_gate, lambda: codegen.compile_launch(_norm(64, 64))):
+        with pytest.raises(CodegenError, match="TRITON_INTERPRET=1"):
+            run()
+
+
+def test_an_absent_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(codegen, "HAS_TRITON", False)
+    with pytest.raises(CodegenError, match="needs the triton package"):
+        codegen.require_compiler()
+
+
+def test_a_kernel_that_does_not_compile_is_named(monkeypatch):
+    def fail(launch):
+        raise ValueError("no such type")
+
+    monkeypatch.setattr(codegen, "require_compiler", lambda: None)
+    monkeypatch.setattr(codegen, "_compile", fail)
+    with pytest.raises(
+        CodegenError, match=r"kernel gemm, configuration up: does not compile .* no such type"
+    ):
+        codegen.compile_launches({"gemm/up": None})
+
+
+def test_every_family_ships_under_a_name_of_its_own(monkeypatch):
+    launches = codegen.shipped_launches()
+    assert "modulation/rms bf16" in launches
+    assert all(isinstance(launch, Launch) for launch in launches.values())
+    for names in ({"noslash": None}, {"modulation/rms bf16": None}):
+        with monkeypatch.context() as patch:
+            double = type("Family", (), {"shipped": lambda names=names: names, "__name__": "double"})
+            patch.setattr(codegen, "_families", lambda double=double: [modulation, double])
+            with pytest.raises(CodegenError, match="must name family/configuration once"):
+                codegen.shipped_launches()
+
+
+def test_the_recorded_baseline_holds_both_supported_versions_and_no_spill():
+    versions = read_baseline(BASELINE)
+    assert {"3.6.0", "3.7.1"} <= set(versions)
+    for recorded in versions.values():
+        assert not [name for name, figures in recorded.items() if faults(figures)]
+
+
+if __name__ == "__main__":
+    figures = codegen.compile_launches(_cases())
+    print(json.dumps({name: each.to_json() for name, each in figures.items()}))
