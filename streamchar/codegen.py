@@ -10,6 +10,7 @@ Run as ``python -m streamchar.codegen``.
 import fnmatch
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -88,8 +89,8 @@ def compile_launches(launches: Mapping[str, Launch]) -> dict[str, Figures]:
     """
     require_compiler()
     pending = {}
-    # The disassembler is a process of its own, a third of a second each: with compiled kernels in Triton's
-    # cache it is all the work there is.
+    # The tools that read a kernel are processes of their own, half a second each: with compiled kernels in
+    # Triton's cache they are all the work there is.
     with ThreadPoolExecutor(max_workers=2) as pool:
         for name, launch in launches.items():
             try:
@@ -101,8 +102,8 @@ def compile_launches(launches: Mapping[str, Launch]) -> dict[str, Figures]:
         return {name: future.result() for name, future in pending.items()}
 
 
-def _compile(launch: Launch) -> tuple[bytes, int, int]:
-    """Return the machine code, its threads a block and its dynamic shared memory in bytes."""
+def _compile(launch: Launch) -> tuple[bytes, str, int, int]:
+    """Return the machine code, its PTX, its threads a block and its dynamic shared memory in bytes."""
     require_compiler()
     import triton
     from triton.backends.compiler import GPUTarget
@@ -123,27 +124,36 @@ def _compile(launch: Launch) -> tuple[bytes, int, int]:
     parsed, signature, constexprs, attrs = kernel._pack_args(backend, options, bound, specialization, extra)
     source = ASTSource(kernel, signature, constexprs, attrs)
     compiled = triton.compile(source, target=target, options=parsed.__dict__)
-    threads = re.search(r"\.reqntid\s+(\d+)", compiled.asm["ptx"])
+    ptx = compiled.asm["ptx"]
+    threads = re.search(r"\.reqntid\s+(\d+)", ptx)
     if threads is None:
         raise CodegenError(f"{kernel.__name__}: the PTX must state .reqntid, the threads of a block")
-    return compiled.asm["cubin"], int(threads[1]), compiled.metadata.shared
+    return compiled.asm["cubin"], ptx, int(threads[1]), compiled.metadata.shared
 
 
-def _inspect(cubin: bytes, threads: int, dynamic_shared: int) -> Figures:
-    return sass.parse(_disassemble(cubin), threads, dynamic_shared)
+def _inspect(cubin: bytes, ptx: str, threads: int, dynamic_shared: int) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(cubin)
+        text = _run("cuobjdump", "-res-usage", "-sass", str(binary))
+        notes = ""
+        if "wgmma" in ptx:
+            # Triton keeps to itself what its assembler says, and only the assembler says that it serialised.
+            source = Path(folder) / "kernel.ptx"
+            source.write_text(ptx)
+            notes = _run("ptxas", "-v", f"--gpu-name=sm_{CAPABILITY}a", str(source), "-o", os.devnull)
+    return sass.parse(text, threads, dynamic_shared, notes)
 
 
-def _disassemble(cubin: bytes) -> str:
+def _run(tool: str, *arguments: str) -> str:
+    """Return what one of the tools in Triton's wheel prints."""
     import triton
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [getattr(triton.knobs.nvidia, tool).path, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CodegenError(f"cuobjdump failed with code {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+        raise CodegenError(f"{tool} failed with code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout + done.stderr
 
 
 def require_compiler() -> None:
@@ -257,7 +267,7 @@ def table(measured: Mapping[str, Figures]) -> Table:
             str(figures.threads),
             str(figures.blocks_per_sm),
             f"{figures.occupancy:.0%}",
-            " ".join(matrix) or "-",
+            (" ".join(matrix) or "-") + (" serialised" if figures.serialized else ""),
             f"{figures.op('UTMALDG')}/{figures.op('UTMASTG')}",
             str(figures.op("LDGSTS")),
             str(figures.op("MUFU.EX2")),

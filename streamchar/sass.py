@@ -75,6 +75,7 @@ class Figures:
         ops: static counts of the instructions in :data:`COUNTED`, those absent left out.
         loads: static count of global loads by width in bits, asynchronous copies included, TMA left out.
         stores: static count of global stores by width in bits, TMA left out.
+        serialized: the assembler waits for each warp-group matrix instruction before it issues the next.
     """
 
     registers: int
@@ -86,6 +87,7 @@ class Figures:
     ops: dict[str, int]
     loads: dict[int, int]
     stores: dict[int, int]
+    serialized: bool = False
 
     @property
     def occupancy(self) -> float:
@@ -112,13 +114,14 @@ class Figures:
         return Figures(**{**fields, **widths})
 
 
-def parse(text: str, threads: int, dynamic_shared: int) -> Figures:
+def parse(text: str, threads: int, dynamic_shared: int, assembler_notes: str = "") -> Figures:
     """Parse the output of ``cuobjdump -res-usage -sass`` for a file of one kernel.
 
     Args:
         text: the disassembly.
         threads: threads a block.
         dynamic_shared: shared memory that the launch asks for, in bytes.
+        assembler_notes: what ptxas said of the kernel, where it was asked.
 
     Raises:
         SassError: the text has no resource line or no instruction.
@@ -154,6 +157,7 @@ def parse(text: str, threads: int, dynamic_shared: int) -> Figures:
         ops=dict(ops),
         loads=dict(loads),
         stores=dict(stores),
+        serialized="wgmma.mma_async instructions are serialized" in assembler_notes,
     )
 
 
@@ -219,8 +223,14 @@ class Regression:
 
 
 def faults(figures: Figures) -> list[Regression]:
-    """Return what no shipped kernel may have, whatever the baseline says: spills, or no room to run."""
+    """Return what no shipped kernel may have, whatever the baseline says.
+
+    That is: spills, matrix instructions that wait for one another, or no room to run.
+    """
     found = []
+    if figures.serialized:
+        meaning = "each warp-group matrix instruction waits for the one before (ptxas notes C7510 to C7520)"
+        found.append(Regression("matrix instructions", "overlapped", "serialised", meaning))
     if figures.spills or figures.stack_bytes:
         spilled = f"{figures.spills} local accesses, {figures.stack_bytes} stack bytes"
         found.append(Regression("spills", 0, spilled, "registers spill to local memory"))

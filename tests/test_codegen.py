@@ -37,18 +37,26 @@ def _matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    IMPRECISE: tl.constexpr = None,
 ):
     rows, cols, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, k_size, BLOCK_K):
         a = tl.load(a_ptr + rows[:, None] * k_size + k + inner[None, :])
         b = tl.load(b_ptr + cols[:, None] * k_size + k + inner[None, :])
-        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+        total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION, max_num_imprecise_acc=IMPRECISE)
     tl.store(out_ptr + rows[:, None] * BLOCK_N + cols[None, :], total.to(out_ptr.dtype.element_ty))
 
 
-def _matmul(dtype: torch.dtype, block_m: int, precision: str = "tf32", num_stages: int = 3) -> Launch:
-    block_n, block_k, k = 64, 32, 1024
+def _matmul(
+    dtype: torch.dtype,
+    block_m: int,
+    precision: str = "tf32",
+    num_stages: int = 3,
+    block_k: int = 32,
+    imprecise: int | None = None,
+) -> Launch:
+    block_n, k = 64, 1024
     args = {
         "out_ptr": torch.empty((block_m, block_n), dtype=dtype, device="meta"),
         "a_ptr": torch.empty((block_m, k), dtype=dtype, device="meta"),
@@ -58,6 +66,7 @@ def _matmul(dtype: torch.dtype, block_m: int, precision: str = "tf32", num_stage
         "BLOCK_N": block_n,
         "BLOCK_K": block_k,
         "PRECISION": precision,
+        "IMPRECISE": imprecise,
     }
     return Launch(_matmul_kernel, (1,), args, num_warps=4, num_stages=num_stages)
 
@@ -73,6 +82,8 @@ def _cases() -> dict[str, Launch]:
         "matmul/short tile": _matmul(torch.bfloat16, 16),
         "matmul/exact fp32": _matmul(torch.float32, 64, "ieee"),
         "matmul/unpipelined": _matmul(torch.bfloat16, 64, num_stages=1),
+        "matmul/fp8": _matmul(torch.float8_e4m3fn, 64, block_k=128),
+        "matmul/fp8, sums read back": _matmul(torch.float8_e4m3fn, 64, block_k=128, imprecise=64),
         "norm/aligned": _norm(3072, 3072),
         "norm/odd stride": _norm(3072, 3073),
         "norm/wide": _norm(16384, 16384),
@@ -122,6 +133,15 @@ def test_a_matmul_that_loses_its_tensor_cores_fails(compiled, worse, instead):
 def test_a_matmul_that_loses_its_asynchronous_copies_fails(compiled):
     figures = {r.figure for r in compare(compiled["matmul/bf16"], compiled["matmul/unpipelined"])}
     assert "LDGSTS" in figures
+
+
+def test_matrix_instructions_that_wait_for_one_another_fail(compiled):
+    assert compiled["matmul/fp8"].op("QGMMA")
+    assert not faults(compiled["matmul/fp8"])
+    assert compiled["matmul/fp8, sums read back"].op("QGMMA")
+    assert [found.figure for found in faults(compiled["matmul/fp8, sums read back"])] == [
+        "matrix instructions"
+    ]
 
 
 def test_an_odd_stride_narrows_the_loads_and_fails(compiled):
