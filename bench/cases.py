@@ -32,7 +32,7 @@ class Case:
         bytes: bytes that a call must move.
         unit: what does the arithmetic.
         comparable: whether all contenders return the same values to rounding; a noise draw does not.
-        targets: contender name pattern to the least ratio peer / ours that was promised.
+        targets: for a peer's name the least ratio peer / ours that is aimed at.
         product: for expert products, what the table of measured choices is keyed by.
     """
 
@@ -45,6 +45,11 @@ class Case:
     comparable: bool = True
     targets: dict[str, float] = field(default_factory=dict)
     product: dict[str, Any] | None = None
+
+    @property
+    def least_share(self) -> float | None:
+        """The least share of the measured copy bandwidth that a memory-bound pass aims at."""
+        return 0.85 if self.unit == "fp32" else None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from bench.numerics import all_checks
 from bench.timing import compare, input_sets
 from bench.tuning import all_tunings
 from streamchar.config import preset
+from streamchar.kernels._compat import FP8
 from streamchar.kernels.configs import record_choice
 from streamchar.numerics import relative_error
 
@@ -130,6 +131,7 @@ def time_case(case: Case, setting: Setting, out: Path) -> dict[str, Any]:
         "bytes": case.bytes,
         "unit": case.unit,
         "targets": case.targets,
+        "least_share": case.least_share,
         "timings": [timing.as_dict() for timing in timings.values()],
         "failures": failures,
     }
@@ -154,15 +156,25 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Measure what this device reaches: bytes a second of a copy, FLOP a second of a bf16 product."""
+    """Measure what this device reaches, by the unit of a case.
+
+    Returns:
+        ``"fp32"``: bytes a second of a large copy, read and written, which bounds the fused passes;
+        ``"bf16"`` and ``"fp8"``: FLOP a second of a product of 8192 cubed.
+    """
     source = torch.randn(2**29, device=device).to(torch.bfloat16)
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device=device).to(torch.bfloat16) for _ in "ab")
     copy = compare({"copy": [lambda: target.copy_(source)]}, device)["copy"]
     product = compare({"product": [lambda: a @ b]}, device)["product"]
+    a8, b8, one = a.to(FP8), b.to(FP8), torch.ones((), device=device)
+    product8 = compare(
+        {"product": [lambda: torch._scaled_mm(a8, b8.t(), one, one, out_dtype=torch.bfloat16)]}, device
+    )["product"]
     return {
-        "copy_bytes_per_second": 2 * source.nbytes / copy.median_us * 1e6,
-        "bf16_flop_per_second": 2 * 8192**3 / product.median_us * 1e6,
+        "fp32": 2 * source.nbytes / copy.median_us * 1e6,
+        "bf16": 2 * 8192**3 / product.median_us * 1e6,
+        "fp8": 2 * 8192**3 / product8.median_us * 1e6,
     }
 
 

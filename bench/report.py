@@ -65,16 +65,10 @@ def _sections(results: dict[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
     )
     if results["ceilings"]:
         ceilings = results["ceilings"]
-        yield (
-            "Measured ceilings",
-            ["copy TB/s", "bf16 TFLOP/s"],
-            [
-                [
-                    f"{ceilings['copy_bytes_per_second'] / 1e12:.2f}",
-                    f"{ceilings['bf16_flop_per_second'] / 1e12:.0f}",
-                ]
-            ],
-        )
+        spelled = [
+            f"{ceilings[unit] / 1e12:.{digits}f}" for unit, digits in (("fp32", 2), ("bf16", 0), ("fp8", 0))
+        ]
+        yield "Measured ceilings", ["copy TB/s", "bf16 TFLOP/s", "fp8 TFLOP/s"], [spelled]
     rows = [row for case in results["cases"] for row in _case_rows(case, results["ceilings"])]
     yield "Timings", _CASE_HEADINGS, rows
     for tuning in results["tuning"]:
@@ -89,33 +83,28 @@ def _sections(results: dict[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
 
 
 def _case_rows(case: dict[str, Any], ceilings: dict[str, float]) -> Iterator[list[str]]:
+    work = case["bytes"] if case["unit"] == "fp32" else case["flop"]
     ours = case["timings"][0]["median_us"]
     for index, timing in enumerate(case["timings"]):
         ratio = timing["median_us"] / ours
-        target = case["targets"].get(timing["name"])
-        met = "" if target is None else f"{'met' if ratio >= target else 'MISSED'} (>= {target:g})"
-        rate, share = _rate(case, timing["median_us"], ceilings)
+        rate = work / timing["median_us"] * 1e6
+        share = rate / ceilings[case["unit"]] if ceilings else None
+        verdict = _verdict(ratio, case["targets"].get(timing["name"]))
+        if index == 0 and share is not None:
+            verdict = _verdict(share, case["least_share"])
         yield [
             case["name"] if index == 0 else "",
             timing["name"] + ("" if timing["method"] != "stream" else " (launches)"),
             f"{timing['median_us']:.1f}",
             f"{timing['low_us']:.1f} - {timing['high_us']:.1f}",
             f"{ratio:.2f}",
-            rate,
-            share,
-            met,
+            f"{rate / 1e12:.3g} T{'B' if case['unit'] == 'fp32' else 'FLOP'}/s",
+            "" if share is None else f"{share:.0%}",
+            verdict,
         ]
     for name, reason in case["failures"].items():
         yield ["", name, "-", "-", "-", reason, "", ""]
 
 
-def _rate(case: dict[str, Any], median_us: float, ceilings: dict[str, float]) -> tuple[str, str]:
-    if case["unit"] == "fp32":
-        rate = case["bytes"] / median_us * 1e6
-        share = rate / ceilings["copy_bytes_per_second"] if ceilings else None
-        return f"{rate / 1e12:.2f} TB/s", "" if share is None else f"{share:.0%}"
-    rate = case["flop"] / median_us * 1e6
-    share = rate / ceilings["bf16_flop_per_second"] if ceilings and case["unit"] == "bf16" else None
-    return f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.0f} GFLOP/s", (
-        "" if share is None else f"{share:.0%}"
-    )
+def _verdict(value: float, least: float | None) -> str:
+    return "" if least is None else f"{'met' if value >= least else 'MISSED'} (>= {least:g})"

@@ -11,10 +11,9 @@ from ._compat import HAS_TRITON, INTERPRETED
 
 Backend = Literal["auto", "triton", "torch"]
 
-#: Lowest CUDA compute capability the kernels are written for (bf16 tensor cores, cp.async).
-MIN_CAPABILITY = (8, 0)
-#: Compute capability with tensor memory access (TMA), warp-group matrix instructions and fp8.
-HOPPER = (9, 0)
+#: Lowest CUDA compute capability that "auto" gives to Triton: Hopper's, with tensor memory access (TMA),
+#: warp-group matrix instructions and fp8, which the kernels are written and gated for.
+MIN_CAPABILITY = (9, 0)
 
 
 def use_triton(backend: Backend, *tensors: torch.Tensor | None) -> bool:

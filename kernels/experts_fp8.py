@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, linear
 
 from ._checks import require, require_contiguous, require_device, require_dtype, require_shape
 from ._compat import FP8
-from ._dispatch import HOPPER, Backend
+from ._dispatch import MIN_CAPABILITY, Backend
 from ._expert_checks import check_down, check_up
 from .experts import (
     empty_hidden,
@@ -202,7 +202,7 @@ def _linear(
     a8: torch.Tensor, a_scale: torch.Tensor, w8: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """Multiply with the library's fp8 product where there is one, else dequantised in fp32; add the bias."""
-    if a8.is_cuda and a8.shape[1] > 0 and torch.cuda.get_device_capability(a8.device) >= HOPPER:
+    if a8.is_cuda and a8.shape[1] > 0 and torch.cuda.get_device_capability(a8.device) >= MIN_CAPABILITY:
         # With scales of rows and columns every supported PyTorch gives bf16 results and takes bf16 biases.
         y = torch._scaled_mm(
             a8.reshape(-1, a8.shape[2]),

@@ -12,12 +12,8 @@ from .machine import Machine, version_pair
 MIN_PYTHON, END_PYTHON = (3, 11), (3, 14)
 MIN_TORCH = (2, 11)
 MIN_TRITON = (3, 6)
-#: Compute capability from which the kernels serve (bf16 tensor cores, asynchronous copies).
-MIN_CAPABILITY = (8, 0)
-#: Compute capability with conversions from and to fp8 e4m3.
-FP8_CAPABILITY = (8, 9)
-#: Compute capability that the kernels are tuned for (tensor memory access, warp-group matrix instructions).
-HOPPER = (9, 0)
+#: Compute capability from which the kernels serve: tensor memory access, warp-group matrix instructions, fp8.
+MIN_CAPABILITY = (9, 0)
 
 #: Kernel families and the work of each in a chunk step.
 STAGES = {
@@ -158,12 +154,9 @@ def _gpus(machine: Machine) -> list[Component]:
         if gpu.capability < MIN_CAPABILITY:
             note = f"compute capability below {_dotted(MIN_CAPABILITY)}; PyTorch serves"
             lines.append(Component("GPU", found, "optional", note))
-        elif gpu.capability < FP8_CAPABILITY:
-            note = f"no fp8: it needs compute capability {_dotted(FP8_CAPABILITY)}"
-            lines.append(Component("GPU", found, "ok", note))
         else:
-            note = "bf16, fp16 and fp8" + ("" if gpu.capability == HOPPER else f"; tuned for sm_{HOPPER[0]}0")
-            lines.append(Component("GPU", found, "ok", note))
+            tuned = "" if gpu.capability == MIN_CAPABILITY else "; tuned for sm_90"
+            lines.append(Component("GPU", found, "ok", f"bf16, fp16 and fp8{tuned}"))
     return lines
 
 
@@ -191,7 +184,7 @@ def _flash_attn(machine: Machine) -> Component:
 
 
 def _flash_attn_3(machine: Machine) -> Component:
-    wanted = _capability(machine) == HOPPER
+    wanted = _capability(machine) == MIN_CAPABILITY
     requirement = "'streamchar[fa3]'" if wanted else ""
     return _optional(machine, "flash-attn 3", "benchmark peer on Hopper", requirement, wanted)
 

@@ -502,3 +502,22 @@ def test_the_recorded_baseline_holds_both_supported_versions_and_no_spill():
 if __name__ == "__main__":
     figures = codegen.compile_launches(_cases())
     print(json.dumps({name: each.to_json() for name, each in figures.items()}))
+
+
+def test_the_readme_shows_the_recorded_figures():
+    recorded = read_baseline(BASELINE)["3.7.1"]
+    rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text().splitlines() if "| `" in line]
+    shown = {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows if "/" in row[0]}
+    assert len(shown) >= 8
+    for name, cells in shown.items():
+        figures = recorded[name]
+        matrix = [f"{figures.op(op)} {op}" for op in ("HGMMA", "QGMMA") if figures.op(op)]
+        assert cells == [
+            str(figures.registers),
+            str(figures.spills),
+            f"{figures.shared_bytes / 1024:.0f} KB" if figures.shared_bytes >= 1024 else "-",
+            str(figures.blocks_per_sm),
+            " ".join(matrix) or "-",
+            str(figures.op("UTMALDG") or "-"),
+            f"{max(figures.loads)} / {max(figures.stores)}",
+        ]

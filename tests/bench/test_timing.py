@@ -1,0 +1,45 @@
+import time
+
+import pytest
+import torch
+
+from bench.timing import MAX_INPUT_SETS, Timing, bootstrap_interval, compare, input_sets
+
+CPU = torch.device("cpu")
+
+
+def test_a_slower_contender_is_measured_slower():
+    timings = compare(
+        {"quick": [lambda: time.sleep(0.001)] * 2, "slow": [lambda: time.sleep(0.004)] * 2}, CPU
+    )
+    assert list(timings) == ["quick", "slow"]
+    assert 2.0 < timings["slow"].median_us / timings["quick"].median_us < 5.0
+    for timing in timings.values():
+        assert timing.method == "clock"
+        assert timing.low_us <= timing.median_us <= timing.high_us
+
+
+def test_contenders_alternate_in_the_order_a_b_b_a():
+    order = []
+    compare({name: [lambda name=name: order.append(name)] for name in "ab"}, CPU)
+    # One warm-up call and three calls for the estimate come first, contender by contender.
+    measured = "".join(order[8:])
+    assert measured.startswith("abbaabba")
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_call", "sets"), [(1, MAX_INPUT_SETS), (100 * 2**20, 3), (10**12, 2), (0, MAX_INPUT_SETS)]
+)
+def test_enough_input_sets_are_rotated_to_miss_the_cache(bytes_per_call, sets):
+    assert input_sets(bytes_per_call) == sets
+
+
+def test_the_interval_of_the_median_holds_it_and_is_the_same_twice():
+    samples = torch.rand(50, generator=torch.Generator().manual_seed(1)).tolist()
+    low, high = bootstrap_interval(samples)
+    assert low <= sorted(samples)[25] <= high
+    assert (low, high) == bootstrap_interval(samples)
+
+
+def test_a_timing_is_plain_json():
+    assert Timing("x", 1.0, 0.5, 1.5, [1.0], "clock").as_dict()["samples_us"] == [1.0]
