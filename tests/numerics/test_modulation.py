@@ -110,10 +110,11 @@ def test_fp8_output_is_the_modulated_token_over_its_own_scale(rng, device, backe
     assert_close(values.double() * token_scale[..., None].double(), expected, FP8, GROWTH_FP8)
 
 
-def test_quantize_keeps_each_token_on_its_own_scale_and_survives_zeros(rng, device):
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_quantize_keeps_each_token_on_its_own_scale_and_survives_zeros(rng, device, backend):
     x = torch.randn((2, 4, 100), generator=rng).to(device)
     x *= torch.tensor([1e-6, 1.0, 1e4, 0.0], device=device)[None, :, None]
-    values, token_scale = quantize_fp8(x, backend="triton")
+    values, token_scale = quantize_fp8(x, backend=backend)
     for token in range(3):
         restored = values[:, token].double() * token_scale[:, token, None].double()
         assert_close(restored, x[:, token], FP8, GROWTH_FP8)

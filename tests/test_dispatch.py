@@ -1,0 +1,69 @@
+"""Which implementation serves a call, on machines that this one is not."""
+
+import pytest
+import torch
+
+from streamchar.kernels import BackendUnavailableError, KernelArgumentError, _dispatch
+from streamchar.kernels._dispatch import use_triton
+
+
+class FakeCuda:
+    """Stand in for a CUDA tensor where there is no GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+    def __init__(self, requires_grad=False):
+        self.requires_grad = requires_grad
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def describe(capability=(9, 0), has_triton=True, interpreted=False):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(_dispatch, "HAS_TRITON", has_triton)
+        monkeypatch.setattr(_dispatch, "INTERPRETED", interpreted)
+
+    describe()
+    return describe
+
+
+def test_auto_takes_triton_on_hopper_and_pytorch_elsewhere(machine):
+    assert use_triton("auto", FakeCuda(), None, FakeCuda())
+    assert not use_triton("auto", torch.ones(1))
+    assert not use_triton("auto", FakeCuda(), torch.ones(1))
+    machine(capability=(8, 9))
+    assert not use_triton("auto", FakeCuda())
+    machine(has_triton=False)
+    assert not use_triton("auto", FakeCuda())
+
+
+def test_auto_takes_pytorch_where_a_gradient_is_needed(machine):
+    assert not use_triton("auto", FakeCuda(requires_grad=True))
+    with torch.no_grad():
+        assert use_triton("auto", FakeCuda(requires_grad=True))
+
+
+def test_torch_is_never_overruled(machine):
+    assert not use_triton("torch", FakeCuda())
+
+
+def test_triton_that_cannot_run_says_what_is_missing(machine):
+    with pytest.raises(BackendUnavailableError, match="needs CUDA tensors; use backend='auto'"):
+        use_triton("triton", torch.ones(1))
+    with pytest.raises(BackendUnavailableError, match="no backward pass; use backend='torch'"):
+        use_triton("triton", FakeCuda(requires_grad=True))
+    machine(has_triton=False)
+    with pytest.raises(BackendUnavailableError, match="needs the triton package"):
+        use_triton("triton", FakeCuda())
+
+
+def test_the_interpreter_serves_cpu_tensors_only_when_asked(machine):
+    machine(interpreted=True)
+    assert use_triton("triton", torch.ones(1))
+    assert not use_triton("auto", torch.ones(1))
+
+
+def test_an_unknown_backend_is_named(machine):
+    with pytest.raises(KernelArgumentError, match="backend must be 'auto', 'triton' or 'torch', got 'cuda'"):
+        use_triton("cuda", torch.ones(1))
