@@ -12,7 +12,7 @@ import torch
 
 from bench.cases import Setting
 from streamchar import kernels as K
-from streamchar.kernels import attention, experts, experts_fp8, modulation, qkv, sampler
+from streamchar.kernels import attention_torch, experts, experts_fp8, modulation, qkv, sampler
 from streamchar.kernels._compat import FP8
 from streamchar.kernels.egress import egress_reference
 from streamchar.kernels.rope import rope_tables
@@ -94,14 +94,14 @@ def _attention(setting: Setting, dtype: torch.dtype) -> Iterator[Check]:
         table = K.segment_table(spans, capacity, setting.device)
         q = draw(2, preset.noisy_tokens, dit.heads, head_dim, dtype=dtype)
         k, v = (draw(2, capacity, dit.heads // 2, head_dim, dtype=dtype) for _ in "kv")
-        outside = ~attention.slots_in_segments(table, capacity)
+        outside = ~attention_torch.slots_in_segments(table, capacity)
         k[outside], v[outside] = float("nan"), float("nan")
         _poison(setting)
         out, lse = K.joint_attention(q, k, v, table, return_lse=True, backend=setting.ours)
         scale = head_dim**-0.5
         for row in range(2):
             one = slice(row, row + 1)
-            expected, expected_lse = attention.joint_attention_reference(
+            expected, expected_lse = attention_torch.joint_attention_reference(
                 q[one].double(), k[one].double(), v[one].double(), table[one], scale
             )
             name = f"attention d{head_dim} row {row}"
@@ -124,7 +124,7 @@ def _attention_fp8(setting: Setting) -> Iterator[Check]:
         out = K.joint_attention_fp8(q8, k8, v8_t, table, scale, scale, scale, backend="triton")
         for row in range(2):
             one = slice(row, row + 1)
-            expected, _ = attention.joint_attention_reference(
+            expected, _ = attention_torch.joint_attention_reference(
                 *(x[one] for x in exact), table[one], head_dim**-0.5
             )
             # Each probability is rounded to e4m3, half an epsilon at most, one sign or the other.

@@ -17,7 +17,6 @@ written (:mod:`.qkv`), not here.
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 
 from ._checks import (
     require,
@@ -30,6 +29,7 @@ from ._checks import (
 from ._compat import FP8, INTERPRETED, TensorDescriptor, tl, triton
 from ._dispatch import Backend, Launch, use_triton
 from ._math import LN_2, LOG2_E
+from .attention_torch import aligned_segments, attend, joint_attention_reference
 from .configs import AttentionConfig, attention_config
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -262,7 +262,7 @@ def joint_attention(
     if not use_triton(backend, q, k, v):
         if return_lse:
             return joint_attention_reference(q, k, v, segments, scale)
-        return _sdpa(q, k, v, segments, scale)
+        return attend(q, k, v, segments, scale)
     out, lse = _outputs(q, q.dtype, return_lse)
     _joint_attention_op(out, lse, q, k, v, segments, None, None, None, scale)
     return (out, lse) if lse is not None else out
@@ -327,86 +327,10 @@ def joint_attention_fp8(
         queries = q.float() * q_scale[:, None, :, None]
         keys = k.float() * k_scale[:, None, :, None]
         values = (v.float() * v_scale[:, :, None, None]).permute(0, 3, 1, 2)
-        return _sdpa(queries, keys, values, aligned_segments(segments), scale).to(out_dtype)
+        return attend(queries, keys, values, aligned_segments(segments, FP8_ALIGNMENT), scale).to(out_dtype)
     out, _ = _outputs(q, out_dtype, False)
     _joint_attention_op(out, None, q, k, v, segments, q_scale, k_scale, v_scale, scale)
     return out
-
-
-def joint_attention_reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: torch.Tensor, softmax_scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute (out, log-sum-exp) in plain PyTorch, in fp32 or, for fp64 input, in fp64.
-
-    Shapes as in :func:`joint_attention`; the log-sum-exp keeps the wide dtype.
-    """
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    keep = slots_in_segments(segments, k.shape[1])
-    group = q.shape[2] // k.shape[2]
-    keys, values = (
-        torch.where(keep[:, :, None, None], x, 0).to(wide).repeat_interleave(group, dim=2) for x in (k, v)
-    )
-    scores = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), keys) * softmax_scale
-    scores = scores.masked_fill(~keep[:, None, None, :], float("-inf"))
-    lse = torch.logsumexp(scores, -1)
-    p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
-    return torch.einsum("bhqk,bkhd->bqhd", p, values).to(q.dtype), lse
-
-
-def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: torch.Tensor, softmax_scale: float
-) -> torch.Tensor:
-    if segments.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _sdpa_by_row(q, k, v, segments, softmax_scale)
-    keep = slots_in_segments(segments, k.shape[1])
-    k, v = (torch.where(keep[:, :, None, None], x, 0).transpose(1, 2) for x in (k, v))
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, attn_mask=keep[:, None, None, :], scale=softmax_scale, enable_gqa=True
-    )
-    return torch.where(keep.any(1)[:, None, None, None], out.transpose(1, 2), 0)
-
-
-def _sdpa_by_row(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: torch.Tensor, softmax_scale: float
-) -> torch.Tensor:
-    """Attend row by row to just the valid slots: a table in host memory may be read, and a mask is slow."""
-    capacity, rows = k.shape[1], []
-    for row, spans in enumerate(segments.tolist()):
-        runs: list[list[int]] = []
-        for start, length in spans:
-            start = min(max(start, 0), capacity)
-            end = start + min(max(length, 0), capacity - start)
-            if runs and runs[-1][1] == start:
-                runs[-1][1] = end
-            elif start < end:
-                runs.append([start, end])
-        if not runs:
-            rows.append(torch.zeros_like(q[row : row + 1]))
-            continue
-        keys, values = (
-            torch.cat([x[row : row + 1, start:end] for start, end in runs], 1).transpose(1, 2)
-            if len(runs) > 1
-            else x[row : row + 1, runs[0][0] : runs[0][1]].transpose(1, 2)
-            for x in (k, v)
-        )
-        queries = q[row : row + 1].transpose(1, 2)
-        out = F.scaled_dot_product_attention(queries, keys, values, scale=softmax_scale, enable_gqa=True)
-        rows.append(out.transpose(1, 2))
-    return torch.cat(rows)
-
-
-def aligned_segments(segments: torch.Tensor) -> torch.Tensor:
-    """Round segment starts down as the fp8 kernel does; [batch, num_segments, 2] int32 in and out."""
-    start = segments[..., :1]
-    return torch.cat([start - start % FP8_ALIGNMENT, segments[..., 1:]], -1)
-
-
-def slots_in_segments(segments: torch.Tensor, capacity: int) -> torch.Tensor:
-    """Say which slots the segments cover, clamped as the kernel clamps them: [batch, capacity] bool."""
-    start = segments[..., :1].clamp(0, capacity)
-    end = start + torch.minimum(segments[..., 1:].clamp(min=0), capacity - start)
-    slot = torch.arange(capacity, device=segments.device)
-    return ((slot >= start) & (slot < end)).any(1)
 
 
 def _outputs(q: torch.Tensor, dtype: torch.dtype, with_lse: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

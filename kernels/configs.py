@@ -167,8 +167,9 @@ class AttentionConfig:
 # programs on 132 SMs, 3.09 waves, so the short last tiles of the heads are launched last to fill the fourth.
 # 64 x 64 with 4 warps puts two programs on an SM, 792 on 264 places, exactly 3.0 waves, but reads every key
 # twice as often from shared memory, at its bandwidth's limit. ``python -m bench.h100 --tune`` times both and
-# others. Warp specialisation was compiled and left out: with descriptors made in the kernel, as it wants them,
-# and 4 warps, neither Triton version moved registers between warps (no USETMAXREG), and 128 x 128 spilled.
+# others. Warp specialisation was compiled and left out: with descriptors made in the kernel, as it wants
+# them, and 4 warps, neither Triton version moved registers between warps (no USETMAXREG), and 128 x 128
+# spilled.
 _ATTENTION = AttentionConfig(block_m=128, block_n=128, tail_n=32, num_warps=8, num_stages=3)
 # fp32 has no matrix instruction of its own precision: the product runs on FMA units and is meant for tests.
 _ATTENTION_FP32 = AttentionConfig(block_m=32, block_n=32, tail_n=16, num_warps=4, num_stages=1)

@@ -10,8 +10,8 @@ from streamchar.kernels.attention import (
     AttentionConfig,
     joint_attention,
     joint_attention_fp8,
-    joint_attention_reference,
 )
+from streamchar.kernels.attention_torch import joint_attention_reference
 from streamchar.numerics import assert_close
 
 SMALL = AttentionConfig(block_m=32, block_n=32, tail_n=16, num_warps=4, num_stages=1)
