@@ -11,6 +11,7 @@ TYPED := build/typecheck
 
 demo: $(INSTALLED)
 	@$(BIN)/streamchar doctor
+	@$(BIN)/streamchar speak "Hello there. This is the first sentence I ever say." --seconds 8 --out demo.mp4
 
 # The quick checks first; pytest's own summary is the last line.
 test: lint types

@@ -1,6 +1,7 @@
 """The ``streamchar`` command."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,33 @@ def doctor(
     else:
         print_report(report, Console())
     raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def speak(
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="MP4 file to write.")] = Path("out.mp4"),
+    preset: Annotated[str, typer.Option(help="tiny or 5b.")] = "tiny",
+    reference: Annotated[Path | None, typer.Option(help="Image of the character.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same media.")] = 0,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this much media.")] = None,
+) -> None:
+    """Speak a text into an MP4 file. Exit 1 when it cannot, 130 on Ctrl-C; the file so far plays."""
+    from .speak import NOISE, speak_to_file, summary_table
+
+    console = Console()
+    try:
+        summary = speak_to_file(
+            text, out, preset_name=preset, reference=reference, seed=seed, seconds=seconds, console=console
+        )
+    except KeyboardInterrupt:
+        console.print(f"Interrupted; {out} holds what was spoken.")
+        raise typer.Exit(130) from None
+    except (ValueError, RuntimeError, OSError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(1) from None
+    console.print(summary_table(summary, out))
+    console.print(f"[yellow]{NOISE}[/]")
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -7,30 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from .codecs.config import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD, VaeConfig, VocoderConfig
+from .config_checks import ConfigError, require, require_positive
 
-class ConfigError(ValueError):
-    """A size that the system cannot have.
-
-    Attributes:
-        argument: name of the offending field.
-        limit: what is accepted.
-        value: what was given.
-    """
-
-    def __init__(self, argument: str, limit: str, value: object, remedy: str = "") -> None:
-        self.argument, self.limit, self.value, self.remedy = argument, limit, value, remedy
-        super().__init__(f"{argument} must be {limit}, got {value}" + (f"; {remedy}" if remedy else ""))
-
-
-def _require(ok: bool, argument: str, limit: str, value: object, remedy: str = "") -> None:
-    if not ok:
-        raise ConfigError(argument, limit, value, remedy)
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(isinstance(value, int) and value > 0, name, "a positive integer", repr(value))
+__all__ = [
+    "PRESETS",
+    "ChunkConfig",
+    "ClockConfig",
+    "ConfigError",
+    "DiTConfig",
+    "OrchestratorConfig",
+    "PictureConfig",
+    "Preset",
+    "SamplerConfig",
+    "VaeConfig",
+    "VocoderConfig",
+    "preset",
+]
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,8 @@ class ClockConfig:
     sample_rate: int = 24000
 
     def __post_init__(self) -> None:
-        _require_positive(self, "frame_rate", "sample_rate")
-        _require(
+        require_positive(self, "frame_rate", "sample_rate")
+        require(
             self.sample_rate % self.frame_rate == 0,
             "sample_rate",
             f"a multiple of frame_rate = {self.frame_rate}",
@@ -82,12 +75,12 @@ class PictureConfig:
     temporal_stride: int = 4
 
     def __post_init__(self) -> None:
-        _require_positive(self, "height", "width", "spatial_stride", "channels", "patch", "temporal_stride")
+        require_positive(self, "height", "width", "spatial_stride", "channels", "patch", "temporal_stride")
         cell = self.spatial_stride * self.patch
         for name in ("height", "width"):
             value = getattr(self, name)
             limit = f"a multiple of spatial_stride * patch = {cell}"
-            _require(value % cell == 0, name, limit, value, f"use {max(round(value / cell), 1) * cell}")
+            require(value % cell == 0, name, limit, value, f"use {max(round(value / cell), 1) * cell}")
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -118,11 +111,11 @@ class ChunkConfig:
     motion_latents: int = 8
 
     def __post_init__(self) -> None:
-        _require_positive(self, "latent_frames", "reference_latents", "sink_latents", "motion_latents")
+        require_positive(self, "latent_frames", "reference_latents", "sink_latents", "motion_latents")
         for name in ("sink_latents", "motion_latents"):
             value = getattr(self, name)
             limit = f"at most latent_frames = {self.latent_frames}"
-            _require(
+            require(
                 value <= self.latent_frames,
                 name,
                 limit,
@@ -154,10 +147,10 @@ class DiTConfig:
     audio_channels: int = 64
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, "dim", "layers", "heads", "head_dim", "video_ffn", "audio_ffn", "audio_channels"
         )
-        _require(
+        require(
             self.head_dim in (64, 128),
             "head_dim",
             "64 or 128",
@@ -165,7 +158,7 @@ class DiTConfig:
             "these are the widths that the attention kernel has tiles for",
         )
         width = self.heads * self.head_dim
-        _require(width == self.dim, "dim", f"heads * head_dim = {width}", self.dim, "change heads or dim")
+        require(width == self.dim, "dim", f"heads * head_dim = {width}", self.dim, "change heads or dim")
 
     @property
     def attention_parameters(self) -> int:
@@ -193,6 +186,8 @@ class OrchestratorConfig:
         vocabulary: text tokens; the embedding also serves as the output head.
         history_seconds: audio history in the packed sequence, at most.
         transcript_tokens: transcript window, in text tokens, at most.
+        rope_theta: base of the rotary frequencies.
+        norm_eps: added to the mean square in RMSNorm.
     """
 
     dim: int
@@ -204,15 +199,21 @@ class OrchestratorConfig:
     vocabulary: int
     history_seconds: float = 15.0
     transcript_tokens: int = 256
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_positive(
             self, "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocabulary", "transcript_tokens"
         )
         limit = f"a divisor of heads = {self.heads}"
-        _require(self.heads % self.kv_heads == 0, "kv_heads", limit, self.kv_heads)
+        require(self.heads % self.kv_heads == 0, "kv_heads", limit, self.kv_heads)
+        require(self.head_dim % 2 == 0, "head_dim", "even (RoPE rotates pairs)", self.head_dim)
+        require(self.dim % self.heads == 0, "dim", f"a multiple of heads = {self.heads}", self.dim)
+        require(self.rope_theta > 1, "rope_theta", "above 1", self.rope_theta)
+        require(self.norm_eps > 0, "norm_eps", "above 0", self.norm_eps)
         limit = "between 0 and 15 seconds (the range it is trained on)"
-        _require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
+        require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
 
     @property
     def matrix_parameters(self) -> int:
@@ -239,7 +240,18 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:]))
         ok = bool(self.sigmas) and self.sigmas[0] == 1.0 and falling and self.sigmas[-1] > 0
-        _require(ok, "sigmas", "falling from 1 and above 0", self.sigmas)
+        require(ok, "sigmas", "falling from 1 and above 0", self.sigmas)
+
+    @classmethod
+    def shifted(cls, steps: int, shift: float = 5.0) -> "SamplerConfig":
+        """Return ``steps`` levels, even in t and warped to ``shift * t / (1 + (shift - 1) * t)``.
+
+        The warp of arXiv 2403.03206 section 5.3.2; the teacher takes 50 of these.
+        """
+        require(steps > 0, "steps", "a positive integer", steps)
+        require(shift > 0, "shift", "above 0", shift)
+        times = [1 - index / steps for index in range(steps)]
+        return cls(tuple(shift * t / (1 + (shift - 1) * t) for t in times))
 
     @property
     def steps(self) -> int:
@@ -256,6 +268,8 @@ class Preset:
         dit: the diffusion transformer.
         picture: the picture and its latent grid.
         orchestrator: the language model.
+        vae: the video codec.
+        vocoder: the audio decoder.
         chunk: segment lengths.
         clock: the time base.
         sampler: the few-step schedule.
@@ -265,9 +279,22 @@ class Preset:
     dit: DiTConfig
     picture: PictureConfig
     orchestrator: OrchestratorConfig
+    vae: VaeConfig
+    vocoder: VocoderConfig
     chunk: ChunkConfig = field(default_factory=ChunkConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+    def __post_init__(self) -> None:
+        for name, have, want in (
+            ("vae.z_dim", self.vae.z_dim, self.picture.channels),
+            ("vae.spatial_stride", self.vae.spatial_stride, self.picture.spatial_stride),
+            ("vae.temporal_stride", self.vae.temporal_stride, self.picture.temporal_stride),
+        ):
+            require(have == want, name, f"the picture's {want}", have, "one clock and one grid for both")
+        limit = f"a divisor of the {self.clock.samples_per_frame} samples of a frame"
+        ok = self.clock.samples_per_frame % self.vocoder.hop == 0
+        require(ok, "vocoder.hop", limit, self.vocoder.hop, "an audio token is a whole number of hops")
 
     @property
     def frames(self) -> int:
@@ -293,6 +320,11 @@ class Preset:
     def audio_tokens(self) -> int:
         """Noisy audio tokens of a chunk, one a frame."""
         return self.frames
+
+    @property
+    def history_tokens(self) -> int:
+        """Audio tokens of the orchestrator's history, at most."""
+        return int(self.orchestrator.history_seconds * self.clock.frame_rate)
 
     @property
     def noisy_tokens(self) -> int:
@@ -321,7 +353,7 @@ class Preset:
 
     def with_latent_frames(self, latent_frames: int) -> "Preset":
         """Return this preset with T = ``latent_frames``; sink and motion keep their share of a chunk."""
-        _require(latent_frames > 0, "latent_frames", "a positive integer", latent_frames)
+        require(latent_frames > 0, "latent_frames", "a positive integer", latent_frames)
 
         def scaled(latents: int) -> int:
             return max(1, round(latents * latent_frames / self.chunk.latent_frames))
@@ -346,6 +378,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             orchestrator=OrchestratorConfig(
                 dim=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=768, vocabulary=512
             ),
+            vae=VaeConfig(
+                base_dim=32,
+                decoder_base_dim=24,
+                z_dim=16,
+                dim_mult=(1, 2, 2),
+                num_res_blocks=1,
+                temporal_downsample=(True, True),
+                patch_size=2,
+                latents_mean=(0.0,) * 16,
+                latents_std=(1.0,) * 16,
+            ),
+            vocoder=VocoderConfig(dim=192, layers=4, ffn=576),
         ),
         "5b": Preset(
             name="5b",
@@ -354,6 +398,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             orchestrator=OrchestratorConfig(
                 dim=2048, layers=36, heads=16, kv_heads=2, head_dim=128, ffn=11008, vocabulary=151936
             ),
+            vae=VaeConfig(
+                base_dim=160,
+                decoder_base_dim=256,
+                z_dim=48,
+                dim_mult=(1, 2, 4, 4),
+                num_res_blocks=2,
+                temporal_downsample=(False, True, True),
+                patch_size=2,
+                latents_mean=WAN22_LATENTS_MEAN,
+                latents_std=WAN22_LATENTS_STD,
+            ),
+            vocoder=VocoderConfig(dim=512, layers=8, ffn=1536),
         ),
     }
 )

@@ -12,6 +12,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Test processes run side by side; with more threads than cores each of them waits for all the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 # Shrinking a counterexample takes minutes in the interpreter and finds nothing that its seed does not say.
 hypothesis.settings.register_profile(
     "interpreter", phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink]

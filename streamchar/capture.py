@@ -1,0 +1,70 @@
+"""Replay work on fixed buffers: as a CUDA graph on a GPU, as a plain call elsewhere.
+
+What is replayed takes no arguments and returns nothing. Everything that differs from one chunk to the next is
+read from device tensors, so the captured graph and the plain call do the same.
+"""
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+#: Runs before capture, on a side stream, so that lazy initialisation happens outside the graph.
+WARM_UP_RUNS = 2
+
+
+class GraphPool:
+    """The graphs of one engine: one shared memory pool, and a count of what was captured.
+
+    Attributes:
+        captures: graphs captured so far; constant once every step has run.
+        replays: steps run since.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.captures = 0
+        self.replays = 0
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def step(self, work: Callable[[], None]) -> "Step":
+        """Return ``work`` as a step of this pool."""
+        return Step(work, self)
+
+
+class Step:
+    """One piece of work, captured the first time it runs on a GPU."""
+
+    def __init__(self, work: Callable[[], None], pool: GraphPool) -> None:
+        self._work, self._pool = work, pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Run the work on the current stream."""
+        self._pool.replays += 1
+        if self._pool.device.type != "cuda":
+            self._work()
+            return
+        if self._graph is None:
+            self._graph = self._capture()
+        self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        # The warm-up runs change the buffers like any other: an engine captures before its first session.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_RUNS):
+                self._work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Collecting garbage may unload a module, which is not allowed while a stream is capturing.
+        gc.collect()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool._pool):
+                self._work()
+        finally:
+            gc.enable()
+        self._pool.captures += 1
+        return graph

@@ -1,0 +1,1 @@
+"""Codecs between media and latents: the streaming video VAE and the streaming vocoder."""

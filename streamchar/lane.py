@@ -1,0 +1,147 @@
+"""The chunk step of one session, or of all sessions at once, on fixed buffers.
+
+An engine has one lane for each of its rows and, where it has several, one that spans them all: a session
+that is due alone is computed alone, sessions due together share one batched pass. Lanes are views of the
+same storage, so a session may go from one to the other between chunks.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+
+from .capture import GraphPool
+from .config import Preset
+from .kernels import sampler_noise
+from .memory import KVMemory, Role
+from .model import JointDiT
+from .orchestrator import Orchestrator, OrchestratorState
+from .ranges import span
+from .sampler import Denoiser
+
+
+@dataclass(frozen=True)
+class ChunkBuffers:
+    """What a chunk step reads and writes, one row a session.
+
+    Attributes:
+        x_video: [batch, latent_frames, channels, height, width] fp32, the chunk's video latents.
+        x_audio: [batch, audio_tokens, audio_channels] fp32, its audio latents.
+        seed: [batch] int64.
+        chunk: [batch] int64, number of the chunk in its session.
+        text_ids: [batch, transcript_tokens] int64, the transcript window.
+        text_lengths: [batch] int32.
+        history: [batch, history_tokens, audio_channels] fp32, audio latents already spoken.
+        history_lengths: [batch] int32.
+        position: [batch, audio_tokens] fp32, where in the window each audio token stands.
+        due: [batch] bool, rows whose conditioning a commit may write.
+    """
+
+    x_video: torch.Tensor
+    x_audio: torch.Tensor
+    seed: torch.Tensor
+    chunk: torch.Tensor
+    text_ids: torch.Tensor
+    text_lengths: torch.Tensor
+    history: torch.Tensor
+    history_lengths: torch.Tensor
+    position: torch.Tensor
+    due: torch.Tensor
+
+    @classmethod
+    def zeros(cls, preset: Preset, batch: int, device: torch.device) -> "ChunkBuffers":
+        """Allocate the buffers of ``batch`` sessions."""
+
+        def make(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.zeros((batch, *shape), dtype=dtype, device=device)
+
+        picture, channels = preset.picture, preset.dit.audio_channels
+        return cls(
+            x_video=make(preset.chunk.latent_frames, picture.channels, *picture.latent_size),
+            x_audio=make(preset.audio_tokens, channels),
+            seed=make(dtype=torch.int64),
+            chunk=make(dtype=torch.int64),
+            text_ids=make(preset.orchestrator.transcript_tokens, dtype=torch.int64),
+            text_lengths=make(dtype=torch.int32),
+            history=make(preset.history_tokens, channels),
+            history_lengths=make(dtype=torch.int32),
+            position=make(preset.audio_tokens),
+            due=make(dtype=torch.bool),
+        )
+
+    def row(self, index: int) -> "ChunkBuffers":
+        """Return a view of one row, as buffers of batch 1."""
+        one = slice(index, index + 1)
+        return ChunkBuffers(**{field.name: getattr(self, field.name)[one] for field in fields(self)})
+
+
+def state_row(state: OrchestratorState, index: int) -> OrchestratorState:
+    """Return a view of one row of the orchestrator's state, as a state of batch 1."""
+    one = slice(index, index + 1)
+    layered = {name: getattr(state, name)[:, one] for name in ("k", "v")}
+    rest = {
+        field.name: getattr(state, field.name)[one] for field in fields(state) if field.name not in layered
+    }
+    return replace(state, **layered, **rest)
+
+
+class Lane:
+    """One batch of rows and the steps that advance it.
+
+    Attributes:
+        buffers: what the steps read and write.
+        steps: denoising steps of a chunk.
+    """
+
+    def __init__(
+        self,
+        dit: JointDiT,
+        orchestrator: Orchestrator,
+        memory: KVMemory,
+        state: OrchestratorState,
+        buffers: ChunkBuffers,
+        pool: GraphPool,
+    ) -> None:
+        self.dit, self.orchestrator = dit, orchestrator
+        self.memory, self.state, self.buffers = memory, state, buffers
+        denoiser = Denoiser(dit, batch=memory.batch)
+        self.modulation, self.steps = denoiser.modulation, denoiser.steps
+        self._denoiser = denoiser
+        self._prefill = pool.step(self._run_prefill)
+        self._denoise = [pool.step(partial(self._run_step, index)) for index in range(self.steps)]
+
+    @span("prefill")
+    def begin(self) -> None:
+        """Prefill the orchestrator and overwrite the latents with the chunk's initial noise."""
+        self._prefill()
+
+    def denoise(self, index: int) -> None:
+        """Take denoising step ``index``, in [0, steps)."""
+        with span("step", index):
+            self._denoise[index]()
+
+    def commit(self, role: Role, latents: torch.Tensor) -> None:
+        """Write the keys and values of clean latents into the memory; see :meth:`JointDiT.commit`."""
+        with span(role):
+            self.dit.commit(role, latents, self.modulation, self.memory)
+
+    def warm_up(self) -> None:
+        """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
+        self.begin()
+        for index in range(self.steps):
+            self.denoise(index)
+
+    def _run_prefill(self) -> None:
+        b = self.buffers
+        self.orchestrator.prefill(self.state, b.text_ids, b.text_lengths, b.history, b.history_lengths)
+        sampler_noise(b.x_video, b.x_audio, b.seed, b.chunk, backend=self.dit.backend)
+
+    def _run_step(self, index: int) -> None:
+        b = self.buffers
+        self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, self.memory)
+
+    @span("orchestrator")
+    def _conditions(self, x_audio: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        c_a, position = self.orchestrator.step(self.state, x_audio, sigma)
+        self.buffers.position.copy_(position)
+        return c_a

@@ -1,0 +1,176 @@
+"""The progress-aware pointer: where in the transcript the audio stands, at every audio token.
+
+The transcript is an axis of N tokens. Token i covers [i, i + 1]: position 0 is before the first token,
+i + 0.5 the middle of token i, N the end of everything that is to be said. Attention on token i alone
+therefore reads i + 0.5, and a learned, bounded offset moves the reading within and around that token.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .text import Word
+
+
+class ProgressPointer(nn.Module):
+    """Cross-attend audio conditions to transcript states and read the expected position.
+
+    Source: StreamChar (arXiv 2605.25659), progress-aware pointer: softmax-weighted position plus a learned
+    offset, clamped to [0, N], trained with smooth-L1.
+
+    Args:
+        dim: width of conditions and transcript states.
+        heads: attention heads, a divisor of ``dim``; their weights are averaged.
+        reach: largest offset, in tokens, in either direction.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``, or ``reach`` is below 0.5, so that neither end of
+            a token could be pointed at.
+    """
+
+    def __init__(self, dim: int, heads: int = 1, reach: float = 4.0) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"heads must be a divisor of dim = {dim}, got {heads}")
+        if reach < 0.5:
+            raise ValueError(f"reach must be at least 0.5 (half a token), got {reach}")
+        self.heads, self.head_dim, self.reach = heads, dim // heads, reach
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.offset = nn.Linear(dim, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights that keep a unit-variance input at unit variance; the offset starts near zero."""
+        for linear, gain in ((self.query, 1.0), (self.key, 1.0), (self.offset, 0.1)):
+            nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5, generator=generator)
+            nn.init.zeros_(linear.bias)
+
+    def keys(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Project transcript states, once a chunk.
+
+        Args:
+            states: [batch, capacity, dim]; what lies past a row's length is never read, NaN included.
+            lengths: [batch], int32, valid tokens of each row.
+
+        Returns:
+            [batch, capacity, dim], ``states``' dtype.
+        """
+        valid = _valid(lengths, states.shape[1])
+        keys: Tensor = self.key(states.masked_fill(~valid[..., None], 0.0))
+        return keys
+
+    def locate(self, conditions: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+        """Return the position of each condition, given the keys of the transcript.
+
+        Args:
+            conditions: [batch, tokens, dim], audio conditions c_a.
+            keys: [batch, capacity, dim], from :meth:`keys`.
+            lengths: [batch], int32; a row of length 0 has position 0.
+
+        Returns:
+            [batch, tokens], float32 (float64 for float64 input), between 0 and the row's length.
+        """
+        batch, tokens, _ = conditions.shape
+        capacity = keys.shape[1]
+        q = self.query(conditions).view(batch, tokens, self.heads, self.head_dim)
+        k = keys.view(batch, capacity, self.heads, self.head_dim)
+        # bf16 cannot tell tokens 256 and 257 apart, so everything from the logits on is at least fp32.
+        wide = torch.promote_types(conditions.dtype, torch.float32)
+        logits = torch.einsum("bqhd,bkhd->bhqk", q, k).to(wide) / math.sqrt(self.head_dim)
+        valid = _valid(lengths, capacity)[:, None, None, :]
+        # Finite, so that a row without any token gives some number, which the clamp makes 0, and no NaN.
+        logits = logits.masked_fill(~valid, torch.finfo(wide).min)
+        weights = logits.softmax(-1).mean(1)
+        centres = torch.arange(capacity, device=keys.device, dtype=wide) + 0.5
+        offset = self.reach * torch.tanh(self.offset(conditions).squeeze(-1).to(wide))
+        return _clamp_through(weights @ centres + offset, lengths.clamp(0, capacity).to(wide)[:, None])
+
+    def forward(self, conditions: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+        """Return the position of each condition in the transcript.
+
+        Args:
+            conditions: [batch, tokens, dim], audio conditions c_a.
+            states: [batch, capacity, dim], transcript states.
+            lengths: [batch], int32, valid transcript tokens of each row.
+
+        Returns:
+            [batch, tokens], float32 (float64 for float64 input), between 0 and the row's length.
+        """
+        return self.locate(conditions, self.keys(states, lengths), lengths)
+
+
+def _valid(lengths: Tensor, capacity: int) -> Tensor:
+    return torch.arange(capacity, device=lengths.device) < lengths[:, None]
+
+
+def _clamp_through(position: Tensor, limit: Tensor) -> Tensor:
+    """Clamp to [0, limit] and let the gradient through, or a position past the end could never come back."""
+    clamped = position.clamp_min(0.0).minimum(limit)
+    return clamped.detach() + (position - position.detach())
+
+
+def pointer_loss(position: Tensor, target: Tensor, mask: Tensor, beta: float = 1.0) -> Tensor:
+    """Return the mean smooth-L1 distance over the positions that have a target.
+
+    Args:
+        position: [batch, tokens], predicted positions, in transcript tokens.
+        target: [batch, tokens], positions from an alignment; ignored, NaN included, where masked out.
+        mask: [batch, tokens], bool, True where the alignment says something.
+        beta: distance, in tokens, below which the loss is quadratic.
+
+    Returns:
+        A scalar; 0 where the mask is empty.
+    """
+    target = torch.where(mask, target.to(position.dtype), position.detach())
+    total = F.smooth_l1_loss(position, target, reduction="sum", beta=beta)
+    return total / mask.sum().clamp_min(1)
+
+
+class WordPosition(NamedTuple):
+    """A place in the words of a transcript window.
+
+    Attributes:
+        word: index into the words given; -1 where there are none.
+        progress: share of the word already said, 0 to 1.
+    """
+
+    word: int
+    progress: float
+
+
+def locate_word(position: float, words: Sequence[Word]) -> WordPosition:
+    """Return the word at ``position``.
+
+    Args:
+        position: in tokens, as the pointer gives it.
+        words: in order, with their token spans on the same axis.
+
+    Returns:
+        The word whose tokens hold the position; before the first word its beginning, after the last its
+        end, in a gap the end of the word before the gap.
+    """
+    found = WordPosition(-1 if not words else 0, 0.0)
+    for index, word in enumerate(words):
+        if position < word.start:
+            break
+        found = WordPosition(index, min((position - word.start) / (word.end - word.start), 1.0))
+    return found
+
+
+def spoken_until(positions: float | Sequence[float], words: Sequence[Word]) -> int:
+    """Return how many of ``words`` have been said.
+
+    A word counts once more than half of it is said. Of several positions the furthest counts, so that a
+    reading that falls back takes no word back.
+
+    Args:
+        positions: one position or those of successive audio tokens, in transcript tokens.
+        words: in order, with their token spans on the same axis.
+    """
+    furthest = max(positions, default=0.0) if isinstance(positions, Sequence) else positions
+    return sum(2 * furthest > word.start + word.end for word in words)

@@ -1,0 +1,165 @@
+"""Speak a text into an MP4 file, and show how it goes: what ``streamchar speak`` does."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .config import preset
+from .engine import StreamCharEngine
+from .media import Mp4Writer, load_reference
+from .session import Chunk
+from .text import check_text
+
+NOISE = "The weights are random: picture and sound are noise. Only the timing means something."
+
+
+@dataclass
+class Summary:
+    """What was measured while a text was spoken.
+
+    Attributes:
+        budget_seconds: playback time of a chunk, in which the next must be made.
+        words_asked: words of the text.
+        words_said: words that the pointer has passed.
+        media_seconds: media made so far.
+        wall_seconds: time since the first chunk was asked for.
+        first_chunk_seconds: until the first picture and sound.
+        latencies: seconds of each chunk, without writing the file.
+    """
+
+    budget_seconds: float
+    words_asked: int
+    words_said: int = 0
+    media_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    first_chunk_seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def rtf(self) -> float:
+        """Seconds of computing for a second of media."""
+        return sum(self.latencies) / self.media_seconds if self.media_seconds else 0.0
+
+    @property
+    def late(self) -> int:
+        """Chunks that took longer than their playback."""
+        return sum(latency > self.budget_seconds for latency in self.latencies)
+
+
+def default_reference(height: int, width: int) -> torch.Tensor:
+    """Return a picture for want of one, a light oval on a dark ground: [3, height, width] in [-1, 1]."""
+    y = torch.linspace(-1, 1, height)[:, None]
+    x = torch.linspace(-1, 1, width)[None, :]
+    oval = torch.sigmoid(12 * (0.62 - ((x / 0.75) ** 2 + y**2).sqrt()))
+    ground = torch.tensor([-0.55, -0.45, -0.25])[:, None, None]
+    skin = torch.tensor([0.75, 0.45, 0.3])[:, None, None]
+    return ground + (skin - ground) * oval
+
+
+def speak_to_file(
+    text: str,
+    out: Path,
+    *,
+    preset_name: str,
+    reference: Path | None,
+    seed: int,
+    seconds: float | None,
+    console: Console,
+) -> Summary:
+    """Speak ``text`` into ``out``; whatever ends it early, the file so far plays.
+
+    Args:
+        text: what to say.
+        out: the MP4 file to write.
+        preset_name: the engine's preset.
+        reference: an image file of the character; a plain picture without one.
+        seed: same seed, same media.
+        seconds: end after this much media at the latest.
+        console: where progress goes.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ConfigError: there is no such preset.
+        TextError: the text cannot be spoken.
+        ImageError: the reference cannot be used.
+        MediaError: the file cannot be written.
+        KeyboardInterrupt: Ctrl-C, after the file was closed.
+    """
+    config = preset(preset_name)
+    picture, clock = config.picture, config.clock
+    words = len(check_text(text).split())
+    image = (
+        load_reference(reference, picture.height, picture.width)
+        if reference
+        else default_reference(picture.height, picture.width)
+    )
+    with console.status(f"building {preset_name}"):
+        engine = StreamCharEngine.from_preset(preset_name, random_weights=True)
+    summary = Summary(config.seconds, words)
+    with (
+        engine.open(image, seed=seed) as session,
+        Mp4Writer(out, picture.height, picture.width, clock.frame_rate, clock.sample_rate) as writer,
+        Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
+    ):
+        for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
+            writer.write(chunk.video_yuv, chunk.audio)
+            live.update(_panel(summary))
+    return summary
+
+
+def _timed(chunks: Iterator[Chunk], summary: Summary) -> Iterator[Chunk]:
+    started = time.perf_counter()
+    for chunk in chunks:
+        summary.wall_seconds = time.perf_counter() - started
+        summary.first_chunk_seconds = summary.first_chunk_seconds or summary.wall_seconds
+        summary.latencies.append(chunk.latency["total"])
+        summary.media_seconds += summary.budget_seconds
+        summary.words_said += len(chunk.words)
+        yield chunk
+
+
+def _panel(summary: Summary) -> Panel:
+    grid = Table.grid(padding=(0, 2))
+    last = summary.latencies[-1] if summary.latencies else 0.0
+    grid.add_row(
+        "transcript",
+        ProgressBar(summary.words_asked, min(summary.words_said, summary.words_asked), width=30),
+        f"{summary.words_said} of {summary.words_asked} words",
+    )
+    grid.add_row(
+        "last chunk",
+        ProgressBar(summary.budget_seconds, min(last, summary.budget_seconds), width=30),
+        f"{last * 1e3:.0f} of {summary.budget_seconds * 1e3:.0f} ms budget",
+    )
+    grid.add_row("media", f"{summary.media_seconds:.1f} s", f"RTF {summary.rtf:.2f}")
+    return Panel(Group(grid), title="speaking", title_align="left", width=80)
+
+
+def summary_table(summary: Summary, out: Path) -> Table:
+    """Lay out what was measured."""
+    table = Table(title=str(out), title_justify="left", show_header=False)
+    ordered = sorted(summary.latencies)
+    rows = {
+        "media": f"{summary.media_seconds:.2f} s in {len(ordered)} chunks",
+        "words passed by the pointer": f"{summary.words_said} of {summary.words_asked}",
+        "first picture and sound": f"{summary.first_chunk_seconds * 1e3:.0f} ms",
+        "chunk latency, median": f"{statistics.median(ordered) * 1e3:.0f} ms" if ordered else "-",
+        "chunk latency, worst": f"{ordered[-1] * 1e3:.0f} ms" if ordered else "-",
+        "playback budget": f"{summary.budget_seconds * 1e3:.0f} ms, missed by {summary.late} chunks",
+        "real-time factor": f"{summary.rtf:.2f}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table

@@ -1,0 +1,388 @@
+"""Text on its way in: what may be spoken, how it becomes tokens, and the window of it the model sees.
+
+Words are the unit: each is tokenised on its own with the space before it, so that its tokens do not depend
+on how the text was cut into pieces, and a window edge never falls inside one.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+#: Characters that may wait to be spoken; at 15 characters a second this is almost two hours of speech.
+MAX_CHARACTERS = 100_000
+
+_SPACES = frozenset("\t\n\r\u2028\u2029")
+_PICTOGRAPHS = range(0x1F000, 0x20000)
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+_JOINERS = "\u200c\u200d"
+# Scripts written without spaces: every character is a word, with the punctuation that follows it.
+_IDEOGRAPH = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_WORD = re.compile(rf"\s*(?:{_IDEOGRAPH}[^\w\s]*|(?:(?!{_IDEOGRAPH})\S)+)")
+
+
+class TextError(ValueError):
+    """Text that cannot be spoken.
+
+    Attributes:
+        remedy: what to do about it.
+    """
+
+    def __init__(self, limit: str, value: str, remedy: str) -> None:
+        self.remedy = remedy
+        super().__init__(f"text must {limit}, got {value}; {remedy}")
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def pad(self) -> int:
+        """Id that fills unused places of a buffer."""
+        ...
+
+    @property
+    def script(self) -> str | None:
+        """Unicode name of the only script that can be spoken, such as LATIN; None for any."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of ``text``, without special tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: token i < 256 is byte i, 256 is padding, 257 to 511 are reserved and never produced.
+
+    Any text has tokens, but a voice trained on one script can say no other; ``script`` says which.
+    """
+
+    vocabulary = 512
+    pad = 256
+
+    def __init__(self, script: str | None = "LATIN") -> None:
+        self.script = script
+
+    def encode(self, text: str) -> list[int]:
+        """Return the UTF-8 bytes of ``text``."""
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; padding is skipped, a cut character reads as U+FFFD."""
+        return bytes(token for token in ids if token < self.pad).decode(errors="replace")
+
+
+class FileTokenizer:
+    """The tokenizer that ``transformers`` saved in a directory, read from its tokenizer.json.
+
+    Args:
+        directory: holds tokenizer.json.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer.json, with the call that writes one.
+    """
+
+    script: str | None = None
+
+    def __init__(self, directory: str | Path) -> None:
+        file = Path(directory) / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"directory must hold tokenizer.json, got {directory}; write one with "
+                "AutoTokenizer.from_pretrained(name).save_pretrained(directory)"
+            )
+        # Only voices of this kind need the package, and importing this module should cost nothing.
+        from tokenizers import Tokenizer as TokenizerFile
+
+        self._tokenizer = TokenizerFile.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocabulary = int(self._tokenizer.get_vocab_size())
+        padding = self._tokenizer.token_to_id("<|endoftext|>")
+        self.pad = 0 if padding is None else int(padding)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of ``text``, without special tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``; special tokens are skipped."""
+        return str(self._tokenizer.decode(list(ids)))
+
+
+def clean_text(text: str, script: str | None = None) -> str:
+    """Return a piece of text in the form that is tokenised.
+
+    Line breaks, tabs and every Unicode space become a space; emoji, other pictographs and invisible
+    formatting characters become nothing, for they have no sound; the rest is brought to Unicode form NFC.
+
+    Args:
+        text: any piece, empty or blank included.
+        script: Unicode name of the only script that letters may belong to; None for any.
+
+    Raises:
+        TextError: more than :data:`MAX_CHARACTERS` characters, a lone surrogate, a control character, a
+            private or unassigned code point, or a letter of another script; the message says which and where.
+    """
+    return _clean(text, script, " ")
+
+
+def check_text(text: str, script: str | None = None) -> str:
+    """Return a whole text in the form that is tokenised, without outer spaces.
+
+    Args:
+        text: what is to be spoken.
+        script: Unicode name of the only script that letters may belong to; None for any.
+
+    Raises:
+        TextError: as :func:`clean_text`, or there is no letter and no digit in it.
+    """
+    cleaned = clean_text(text, script).strip()
+    if not any(character.isalnum() for character in cleaned):
+        shown = repr(text if len(text) <= 40 else text[:40] + "...")
+        raise TextError("have something to speak", shown, "give at least one letter or digit")
+    return cleaned
+
+
+def _clean(text: str, script: str | None, previous: str) -> str:
+    """Do the work of :func:`clean_text` for a piece that follows the character ``previous``."""
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(
+            f"have at most {MAX_CHARACTERS} characters", str(len(text)), "send it in pieces as it is spoken"
+        )
+    kept: list[str] = []
+    for index, character in enumerate(text):
+        previous = _sounding(character, index, previous)
+        if script is not None:
+            _require_script(character, index, script)
+        kept.append(previous)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def _sounding(character: str, index: int, previous: str) -> str:
+    """Return what stays of a character: itself, a space, or nothing."""
+    code, category = ord(character), unicodedata.category(character)
+    where = f"U+{code:04X} at index {index}"
+    if character in _SPACES or category == "Zs":
+        return " "
+    if category == "Cc":
+        raise TextError("have no control characters but tab and line breaks", where, "remove it")
+    if category == "Cs":
+        raise TextError("be valid Unicode", f"the lone surrogate {where}", "decode the source as UTF-8")
+    if character in _JOINERS and previous and unicodedata.category(previous)[0] in "LM":
+        return character  # it shapes letters; between pictographs it only glues them
+    if category in ("Cf", "Me") or code in _VARIATION_SELECTORS:
+        return ""
+    if code in _PICTOGRAPHS or (category == "So" and code > 0xFF):
+        return ""
+    if category in ("Co", "Cn"):
+        raise TextError("have characters with a meaning", f"the unassigned {where}", "remove it")
+    return character
+
+
+def _require_script(character: str, index: int, script: str) -> None:
+    # Modifier letters, such as the turned comma of Hawaiian, belong to no script; Latin-1 is Latin.
+    if ord(character) < 0x100 or unicodedata.category(character) not in ("Lu", "Ll", "Lt", "Lo"):
+        return
+    name = unicodedata.name(character, "")
+    if ord(character) not in _PICTOGRAPHS and script not in name.split():
+        raise TextError(
+            f"be in {script.capitalize()} script, the only one this voice speaks",
+            f"{name} at index {index}",
+            "transliterate it, or open a preset whose tokenizer covers it",
+        )
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and its place.
+
+    Attributes:
+        index: number of the word since the window was made, from 0.
+        text: the word with its punctuation, without spaces.
+        start: first of its tokens, counted from the beginning of the window.
+        end: one past its last token.
+    """
+
+    index: int
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    text: str
+    ids: tuple[int, ...]
+
+
+class TextWindow:
+    """The part of the transcript that the model sees, sliding as it is spoken.
+
+    The cycle of a chunk: :meth:`fill` chooses the window, the chunk is made, :meth:`slide` says how far it
+    came. A window begins a few words before the first one still to be said and holds as many as fit after
+    that. Text may be appended at any time; it enters with the next :meth:`fill`. The content depends on the
+    text and the positions alone, not on how the text was cut into pieces. Words long said are forgotten, so
+    an endless session does not grow.
+
+    Args:
+        tokenizer: turns words into tokens.
+        capacity: tokens that the window holds.
+        keep_words: said words kept before the current one, where they fit.
+
+    Raises:
+        ValueError: ``capacity`` is below 1 or ``keep_words`` below 0.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, capacity: int, keep_words: int = 4) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1 token, got {capacity}")
+        if keep_words < 0:
+            raise ValueError(f"keep_words must be at least 0, got {keep_words}")
+        self.tokenizer, self.capacity, self.keep_words = tokenizer, capacity, keep_words
+        self._entries: list[_Entry] = []
+        self._first = 0  # number of the first word that is still stored
+        self._spoken = 0
+        self._tail = ""  # the last word, until a space or the end of the text completes it
+        self._waiting = 0  # characters of complete words still to be said
+        self._words: tuple[Word, ...] = ()
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Words of the window that :meth:`fill` chose last, with their token spans."""
+        return self._words
+
+    @property
+    def spoken(self) -> int:
+        """Words said so far, which is also the number of the next word."""
+        return self._spoken
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every complete word has been said; :meth:`finish` completes the last one."""
+        return self._spoken == self._first + len(self._entries)
+
+    def append(self, piece: str) -> None:
+        """Add a piece of text; a word is complete when a space follows it or :meth:`finish` is called.
+
+        Raises:
+            TextError: as :func:`clean_text`; more than :data:`MAX_CHARACTERS` characters wait to be spoken;
+                or a word has more tokens than the window. Nothing of the piece is then added.
+        """
+        text = self._tail + _clean(piece, self.tokenizer.script, self._tail[-1:])
+        if self._waiting + len(text) > MAX_CHARACTERS:
+            raise TextError(
+                f"leave at most {MAX_CHARACTERS} characters waiting to be spoken",
+                str(self._waiting + len(text)),
+                "append more once some of it has been said",
+            )
+        text = unicodedata.normalize("NFC", text)
+        words = _WORD.findall(text)
+        if text[-1:].isspace() or not words:
+            self._add(words, text[-1:])
+        else:
+            self._add(words[:-1], words[-1])
+
+    def finish(self) -> None:
+        """Complete the last word: no more text belongs to it.
+
+        Raises:
+            TextError: the word has more tokens than the window; it is dropped.
+        """
+        tail, self._tail = self._tail, " "
+        self._add(_WORD.findall(tail), " ")
+
+    def fill(self, ids: torch.Tensor) -> int:
+        """Choose the window and write it into a buffer in place.
+
+        Args:
+            ids: [capacity], int64; places past the window get the padding id.
+
+        Returns:
+            Tokens written. Positions of the pointer and :attr:`words` refer to this window.
+
+        Raises:
+            ValueError: ``ids`` has another shape.
+        """
+        if ids.shape != (self.capacity,):
+            raise ValueError(f"ids must have shape [capacity] = [{self.capacity}], got {list(ids.shape)}")
+        tokens: list[int] = []
+        words: list[Word] = []
+        begin = self._begin()
+        for index, entry in enumerate(self._entries[begin : begin + self.capacity], self._first + begin):
+            end = len(tokens) + len(entry.ids)
+            if end > self.capacity:
+                break
+            words.append(Word(index, entry.text, len(tokens), end))
+            tokens += entry.ids
+        self._words = tuple(words)
+        ids.copy_(torch.tensor(tokens + [self.tokenizer.pad] * (self.capacity - len(tokens))))
+        return len(tokens)
+
+    def slide(self, position: float) -> tuple[Word, ...]:
+        """Take note of where the pointer stands and return the words said since the last call.
+
+        A word is said once more than half of its tokens are; a position that falls back takes none back.
+
+        Args:
+            position: tokens from the beginning of the window that :meth:`fill` chose last.
+        """
+        said = tuple(
+            word
+            for word in self._words
+            if word.index >= self._spoken and 2 * position > word.start + word.end
+        )
+        self._spoken += len(said)
+        self._waiting -= sum(len(word.text) + 1 for word in said)
+        forgotten = max(self._spoken - self.keep_words - self._first, 0)
+        del self._entries[:forgotten]
+        self._first += forgotten
+        return said
+
+    def cut(self) -> int:
+        """Drop everything not yet said, as an interruption does, and return how many words were said."""
+        del self._entries[self._spoken - self._first :]
+        self._words = tuple(word for word in self._words if word.index < self._spoken)
+        self._tail, self._waiting = " ", 0
+        return self._spoken
+
+    def _add(self, words: list[str], tail: str) -> None:
+        """Tokenise complete words, each with the spaces before it, and keep ``tail`` for the next piece."""
+        entries: list[_Entry] = []
+        for word in words:
+            text = word.lstrip()
+            # At the very beginning there is nothing that a space could separate.
+            spaced = text != word and bool(self._first or self._entries or entries)
+            tokens = tuple(self.tokenizer.encode(" " + text if spaced else text))
+            if len(tokens) > self.capacity:
+                raise TextError(
+                    f"have words of at most {self.capacity} tokens, the size of the window",
+                    f"one of {len(tokens)} tokens, {text[:20]!r}...",
+                    "spell it out with spaces, as it is to be read",
+                )
+            entries.append(_Entry(text, tokens))
+        self._entries += entries
+        self._waiting += sum(len(entry.text) + 1 for entry in entries)
+        self._tail = tail
+
+    def _begin(self) -> int:
+        """Return where the window starts: as many kept words as leave room for the next one."""
+        begin = self._spoken - self._first
+        length = len(self._entries[begin].ids) if begin < len(self._entries) else 0
+        while begin > 0 and length + len(self._entries[begin - 1].ids) <= self.capacity:
+            begin -= 1
+            length += len(self._entries[begin].ids)
+        return begin

@@ -1,0 +1,333 @@
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from streamchar.capture import GraphPool
+from streamchar.checkpoint import CheckpointError
+from streamchar.engine import CapacityError, StreamCharEngine
+from streamchar.numerics import assert_close
+from streamchar.pacing import Pacer
+from streamchar.session import SessionBusyError, SessionClosedError
+from streamchar.text import TextError
+from tests.engine.small import SMALL, TEXT, build, media, picture, take
+
+
+def test_a_text_becomes_uniform_chunks_on_one_clock():
+    session = build().open(picture())
+    chunks = list(session.speak(TEXT, max_seconds=3.5))
+    assert [chunk.index for chunk in chunks] == [0, 1, 2]
+    assert [chunk.start_sample for chunk in chunks] == [0, 32000, 64000]
+    for chunk in chunks:
+        assert chunk.video.shape == (32, 32, 32, 3)
+        assert chunk.video.dtype == torch.uint8
+        assert chunk.video_yuv.shape == (32, 48, 32)
+        # 1000 samples a frame, exactly: the two streams cannot drift apart.
+        assert chunk.audio.shape == (1000 * len(chunk.video),)
+        assert torch.isfinite(chunk.audio).all()
+        assert chunk.latency["total"] == pytest.approx(
+            sum(seconds for stage, seconds in chunk.latency.items() if stage != "total")
+        )
+    samples = [word.sample for chunk in chunks for word in chunk.words]
+    assert samples == sorted(samples)
+    assert all(0 < sample <= 96000 for sample in samples)
+
+
+def test_same_seed_same_media_and_another_seed_another():
+    first, again = (media(take(build().open(picture(), seed=7))) for _ in range(2))
+    other = media(take(build().open(picture(), seed=8)))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_a_row_used_before_gives_what_a_fresh_engine_gives():
+    engine = build()
+    used = engine.open(picture(1), seed=1)
+    take(used, 3)
+    used.close()
+    ours, fresh = media(take(engine.open(picture(), seed=7))), media(take(build().open(picture(), seed=7)))
+    assert torch.equal(ours[0], fresh[0])
+    assert torch.equal(ours[1], fresh[1])
+
+
+def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other():
+    # One session is a chunk ahead, so the rows of the batch stand at different points.
+    ahead = (1, 0)
+    alone = []
+    for seed in (1, 2):
+        session = build().open(picture(seed), seed=seed)
+        take(session, ahead[seed - 1])
+        alone.append(media(take(session, 2)))
+    engine = build(max_sessions=2)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in (1, 2)]
+    take(sessions[0], ahead[0])
+    results: list[list] = [[], []]
+    engine._lock.acquire()  # both requests are in before either is served
+    threads = [
+        threading.Thread(target=lambda index=index: results[index].extend(take(sessions[index], 2)))
+        for index in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    while len(engine._waiting) < 2:
+        pass
+    engine._lock.release()
+    for thread in threads:
+        thread.join()
+    assert engine.stats().batched >= 2
+    for (video, audio), chunks in zip(alone, results, strict=True):
+        ours = media(chunks)
+        # Batched and single products sum in another order: fp32 rounding, through two chunks of feedback.
+        assert_close(ours[1], audio, torch.float32, 2.0**14)
+        assert (ours[0].int() - video.int()).abs().max() <= 1
+
+
+def test_a_second_text_continues_with_the_same_identity_and_clock():
+    session = build().open(picture())
+    first, second = take(session, 2), take(session, 1, "and then some more")
+    assert second[0].index == 2
+    assert second[0].start_sample == first[-1].start_sample + 32000
+
+
+def test_interrupt_reports_what_was_delivered_and_drops_the_rest():
+    session = build().open(picture())
+    speech = session.speak(TEXT, max_seconds=60)
+    chunk = next(speech)
+    report = session.interrupt()
+    assert report.sample == 32000
+    assert report.words == len(chunk.words)
+    assert report.text == " ".join(word.text for word in chunk.words)
+    with pytest.raises(StopIteration):
+        next(speech)
+    assert next(session.speak("more")).start_sample == 32000
+
+
+def test_interrupt_takes_effect_within_one_denoising_step(monkeypatch):
+    engine = build()
+    session = engine.open(picture())
+    lane = engine._rows[0].lane
+    speech = session.speak(TEXT, max_seconds=60)
+    next(speech)
+    seen = []
+    denoise = lane.denoise
+
+    def step(index):
+        seen.append(index)
+        if index == 1:
+            session._speech.interrupt()
+        denoise(index)
+
+    monkeypatch.setattr(lane, "denoise", step)
+    with pytest.raises(StopIteration):
+        next(speech)
+    assert seen == [0, 1]
+    assert session.interrupt().sample == 32000
+    assert engine.stats().chunks == 1
+
+
+def test_async_iteration_gives_the_same_chunks():
+    async def collect(session):
+        return [chunk async for chunk in session.speak(TEXT, max_seconds=2.5)]
+
+    chunks = asyncio.run(collect(build().open(picture(), seed=7)))
+    expected = take(build().open(picture(), seed=7), 2)
+    assert torch.equal(media(chunks)[0], media(expected)[0])
+
+
+def test_text_may_arrive_while_speaking():
+    session = build().open(picture())
+    asked = []
+
+    def pieces():
+        for piece in ("one two ", "three ", "four"):
+            asked.append(piece)
+            yield piece
+
+    speech = session.speak(pieces(), max_seconds=60)
+    assert len(asked) == 1
+    next(speech)
+    assert len(asked) >= 2
+
+
+def test_a_dead_iterator_ends_the_speech_and_leaves_the_session_usable():
+    session = build().open(picture())
+
+    def pieces():
+        yield "one two three "
+        raise ConnectionError("the model went away")
+
+    speech = session.speak(pieces())
+    with pytest.raises(ConnectionError):
+        list(speech)
+    assert next(session.speak("and on")).index == 0
+
+
+def test_nothing_grows_or_moves_with_time():
+    engine = build()
+    session = engine.open(picture())
+    before = [t.data_ptr() for t in (*engine._memory.k, *engine._memory.v, *vars(engine._buffers).values())]
+    size = engine.stats().memory_bytes
+    list(session.speak(TEXT, max_seconds=24))
+    after = [t.data_ptr() for t in (*engine._memory.k, *engine._memory.v, *vars(engine._buffers).values())]
+    assert after == before
+    assert engine.stats().memory_bytes == size
+    assert engine.stats().captures == 0  # on a CPU nothing is captured
+
+
+def test_replaying_the_steps_follows_the_buffers_with_no_python_in_between():
+    engine = build()
+    engine.open(picture(), seed=7)
+    lane, buffers = engine._rows[0].lane, engine._buffers
+
+    def run(seed, chunk, length):
+        with torch.inference_mode():
+            buffers.seed.fill_(seed)
+            buffers.chunk.fill_(chunk)
+            buffers.text_lengths.fill_(length)
+            lane.begin()
+            for step in range(lane.steps):
+                lane.denoise(step)
+        return buffers.x_video.clone(), buffers.x_audio.clone()
+
+    first = run(7, 0, 5)
+    for changed in ((8, 0, 5), (7, 1, 5), (7, 0, 6)):
+        assert not torch.equal(run(*changed)[1], first[1])
+    assert torch.equal(run(7, 0, 5)[0], first[0])
+
+
+def test_a_full_engine_refuses_and_goes_on():
+    engine = build()
+    session = engine.open(picture())
+    with pytest.raises(CapacityError, match=r"at most 1 \(max_sessions\), got one more; close a session"):
+        engine.open(picture())
+    assert take(session, 1)
+    session.close()
+    session.close()
+    assert engine.stats().sessions == 0
+    with engine.open(picture()) as again:
+        assert take(again, 1)
+    assert engine.stats().sessions == 0
+
+
+def test_a_session_speaks_one_text_at_a_time():
+    session = build().open(picture())
+    speech = session.speak(TEXT)
+    next(speech)
+    with pytest.raises(SessionBusyError, match="call interrupt"):
+        session.speak("another")
+
+
+def test_a_closed_session_refuses_everything_by_name():
+    session = build().open(picture())
+    speech = session.speak(TEXT)
+    session.close()
+    for use in (lambda: session.speak("x"), session.interrupt, lambda: next(speech)):
+        with pytest.raises(SessionClosedError, match="open another"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "x" * 100_001, "bell\x07"], ids=["empty", "blank", "long", "bell"]
+)
+def test_text_that_cannot_be_spoken_is_refused_before_any_work(text):
+    engine = build()
+    session = engine.open(picture())
+    with pytest.raises(TextError):
+        session.speak(text)
+    assert engine.stats().chunks == 0
+    assert take(session, 1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.zeros(3, 16, 16), r"reference must have shape \[3, 32, 32\], got \[3, 16, 16\]"),
+        (torch.full((3, 32, 32), float("nan")), "reference must be finite"),
+    ],
+    ids=["shape", "nan"],
+)
+def test_a_wrong_reference_is_refused_and_takes_no_place(reference, message):
+    engine = build()
+    with pytest.raises(ValueError, match=message):
+        engine.open(reference)
+    assert engine.stats().sessions == 0
+
+
+def test_an_error_before_the_chunk_is_made_leaves_the_session_as_it_was(monkeypatch):
+    engine = build()
+    session = engine.open(picture(), seed=7)
+    monkeypatch.setattr(
+        engine._rows[0].lane, "denoise", lambda step: (_ for _ in ()).throw(MemoryError("no"))
+    )
+    with pytest.raises(MemoryError):
+        next(session.speak(TEXT))
+    monkeypatch.undo()
+    session.interrupt()
+    assert torch.equal(media(take(session))[0], media(take(build().open(picture(), seed=7)))[0])
+
+
+def test_a_session_that_lost_a_chunk_half_way_refuses_to_go_on_and_others_do(monkeypatch):
+    engine = build(max_sessions=2)
+    broken, other = engine.open(picture()), engine.open(picture())
+    speech = broken.speak(TEXT)
+    monkeypatch.setattr(engine.vae, "decode", lambda *a: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(MemoryError):
+        next(speech)
+    monkeypatch.undo()
+    with pytest.raises(SessionClosedError, match="lost a chunk; close it, open another"):
+        broken.speak("again")
+    assert take(other, 2)
+    broken.close()
+    assert take(engine.open(picture()), 1)
+
+
+def test_a_pacer_keeps_generation_one_chunk_ahead_of_playback():
+    now, waits = [0.0], []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+
+    pacer = Pacer(SMALL.seconds, clock=lambda: now[0], sleep=sleep)
+    session = build().open(picture(), pacer=pacer)
+    take(session, 3)
+    # The first two chunks fill the lead; the third waits until the first has been played.
+    assert waits == [pytest.approx(SMALL.seconds)]
+
+
+def test_an_engine_without_rows_or_weights_is_refused():
+    with pytest.raises(ValueError, match="max_sessions must be at least 1, got 0"):
+        build(max_sessions=0)
+    with pytest.raises(ValueError, match="random_weights=True"):
+        StreamCharEngine.from_preset("tiny", random_weights=False)
+
+
+def test_a_cpu_step_is_a_plain_call_that_is_counted():
+    pool, ran = GraphPool(torch.device("cpu")), []
+    step = pool.step(lambda: ran.append(1))
+    step()
+    step()
+    assert ran == [1, 1]
+    assert (pool.captures, pool.replays) == (0, 2)
+
+
+def test_a_saved_engine_speaks_as_before(tmp_path):
+    engine = build(seed=5)
+    engine.save_pretrained(tmp_path / "weights")
+    again = StreamCharEngine.from_pretrained(tmp_path / "weights", device="cpu")
+    assert again.trained
+    assert again.preset == SMALL
+    ours, theirs = (media(take(each.open(picture(), seed=7))) for each in (engine, again))
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_a_checkpoint_cut_short_names_its_file(tmp_path):
+    build().save_pretrained(tmp_path / "weights")
+    shard = next((tmp_path / "weights").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=shard.name):
+        StreamCharEngine.from_pretrained(tmp_path / "weights")

@@ -1,0 +1,79 @@
+"""The top rung of the numerics ladder: eight chunks of an engine against recomputing everything.
+
+Kernels are compared with float64 in tests/numerics, a block and a chunk with an independent dense forward in
+test_model.py. Here the engine's streams, caches and committed memory run for eight chunks, each feeding on
+those before, and every chunk is made again from scratch: conditioning recomputed at every denoising step in a
+new memory, the orchestrator as one full pass, the decoders in one piece over the whole clip.
+"""
+
+import torch
+
+from streamchar.kernels import sampler_noise, sampler_step
+from streamchar.memory import KVMemory
+from streamchar.numerics import assert_close
+from streamchar.orchestrator import append_history
+from streamchar.sampler import Denoiser
+from tests.engine.small import SMALL, TEXT, build, media, picture, take
+
+CHUNKS = 8
+#: The bound of one chunk in test_model.py, and half as much for what seven chunks before it hand on.
+GROWTH = 60.0
+
+
+def from_scratch(engine, reference, seed, windows):
+    """Make the chunks again, remembering nothing but finished latents."""
+    preset, dit, orchestrator = SMALL, engine.dit, engine.orchestrator
+    denoiser = Denoiser(dit)
+    latent = engine.vae.encode_image(reference[None])
+    history = torch.zeros((1, preset.history_tokens, preset.dit.audio_channels))
+    lengths = torch.zeros(1, dtype=torch.int32)
+    seeds = torch.tensor([seed])
+    video, audio = [], []
+    for chunk, (ids, count) in enumerate(windows):
+        x_video = torch.empty(
+            (1, preset.chunk.latent_frames, preset.picture.channels, *preset.picture.latent_size)
+        )
+        x_audio = torch.empty((1, preset.audio_tokens, preset.dit.audio_channels))
+        number = torch.tensor([chunk])
+        sampler_noise(x_video, x_audio, seeds, number)
+        for step in range(denoiser.steps):
+            memory = KVMemory(preset)
+            given = {"reference": latent[:, None]}
+            if video:
+                given |= {"sink": video[0][:, : preset.chunk.sink_latents]}
+                given |= {"motion": video[-1][:, -preset.chunk.motion_latents :]}
+            for role, latents in given.items():
+                dit.commit(role, latents, denoiser.modulation, memory)
+                memory.set_valid(0, **{role: True})
+            sigma = denoiser.sigmas[step].expand(1)
+            c_a, _ = orchestrator(ids, count, history, lengths, x_audio, sigma)
+            index = torch.tensor([step], dtype=torch.int32)
+            v_video, v_audio = dit.step(x_video, x_audio, c_a, index, denoiser.modulation, memory)
+            sampler_step(x_video, x_audio, v_video, v_audio, denoiser.sigmas, index, seeds, number)
+        video.append(x_video)
+        audio.append(x_audio)
+        append_history(history, lengths, x_audio)
+    frames = engine.vae.decode_clip(torch.cat([latent[:, None], *video], 1))[0, 1:]
+    samples = engine.vocoder.decode(engine.vocoder.new_state(1), torch.cat(audio, 1))[0]
+    return frames, samples
+
+
+def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
+    engine = build()
+    lane, windows = engine._rows[0].lane, []
+    begin = lane.begin
+
+    def recorded():
+        windows.append((lane.buffers.text_ids.clone(), lane.buffers.text_lengths.clone()))
+        begin()
+
+    monkeypatch.setattr(lane, "begin", recorded)
+    with engine.open(picture(), seed=7) as session:
+        video, audio = media(take(session, CHUNKS, " ".join([TEXT] * 4)))
+    assert len(windows) == CHUNKS
+    with torch.no_grad():
+        frames, samples = from_scratch(engine, picture(), 7, windows)
+    assert_close(audio, samples, torch.float32, GROWTH)
+    expected = ((frames + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    # A byte may fall on either side of a half; nowhere do the streams part by more.
+    assert (video.float() - expected).abs().max() <= 1
