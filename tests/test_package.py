@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import streamchar
 import streamchar.kernels
@@ -209,9 +210,12 @@ def test_transformers_is_not_confused_by_the_folder_at_the_root() -> None:
     assert run(sys.executable, "-c", FROM_THE_ROOT, cwd=ROOT).strip() == "fine"
 
 
-def test_example_of_the_readme_runs(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    run(sys.executable, "-c", example, cwd=tmp_path)
+@pytest.mark.parametrize("number", [0, 1], ids=["engine", "kernels"])
+def test_example_of_the_readme_runs(number: int, tmp_path: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(examples) == 2
+    Image.new("RGB", (120, 90), "peru").save(tmp_path / "face.png")
+    run(sys.executable, "-c", examples[number], cwd=tmp_path)
 
 
 def find_python(version: str) -> str | None:
