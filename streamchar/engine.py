@@ -298,6 +298,7 @@ class StreamCharEngine:
             )
         return _Row(lane, self.vae.new_state(1, self.preset.picture.latent_size), self.vocoder.new_state(1))
 
+    @span("open")
     def _occupy(self, index: int, reference: torch.Tensor, seed: int, pacer: Pacer | None) -> Session:
         row = self._rows[index]
         buffers = row.lane.buffers

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoint import CheckpointError
 from .config import OrchestratorConfig
+from .ranges import span
 
 
 class Attention(nn.Module):
@@ -116,7 +117,8 @@ class Qwen2(nn.Module):
             cache: k and v, [layers, batch, keys, kv_heads, head_dim]; their last ``tokens`` are written.
         """
         for index, layer in enumerate(self.layers):
-            x = layer(x, rope, mask, None if cache is None else (cache[0][index], cache[1][index]))
+            with span("layer", index):
+                x = layer(x, rope, mask, None if cache is None else (cache[0][index], cache[1][index]))
         states: Tensor = self.norm(x)
         return states
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import CheckpointError
 from ..config import ConfigError, VaeConfig
+from ..ranges import span
 from .vae_layers import CausalConv3d, ChannelNorm, DownBlock, MidBlock, Past, UpBlock
 
 
@@ -117,8 +118,9 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, past: Past, first: bool) -> Tensor:
         """Map [batch, n, h, w, z_dim] to [batch, 4 n or 4 n - 3 if first, height, width, patch channels]."""
         x = self.mid_block(self.conv_in(x, past), past)
-        for block in self.up_blocks:
-            x = block(x, past, first)
+        for index, block in enumerate(self.up_blocks):
+            with span("block", index):
+                x = block(x, past, first)
         y: Tensor = self.conv_out(F.silu(self.norm_out(x)), past)
         return y
 

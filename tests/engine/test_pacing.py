@@ -25,6 +25,7 @@ class FakeClock:
 
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
+        assert len(self.sleeps) < 1000, "a busy loop"
         self.now += seconds * self.accuracy
 
     async def sleep_async(self, seconds: float) -> None:

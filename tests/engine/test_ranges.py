@@ -159,7 +159,8 @@ def test_replayed_work_may_hold_ranges(recorder, device):
 def test_a_chunk_has_ranges_for_every_stage_and_layer(recorder):
     engine = StreamCharEngine.from_preset("tiny", random_weights=True, device="cpu")
     session = engine.open(torch.zeros(3, 96, 96))
-    assert {path for path in recorder.paths if " > " not in path} == {"reference"}
+    assert {path for path in recorder.paths if " > " not in path} == {"open"}
+    assert "open > reference > layer 0" in recorder.paths
     recorder.paths.clear()
     speech = session.speak("one two three four five six", max_seconds=60)
     next(speech)
@@ -171,6 +172,8 @@ def test_a_chunk_has_ranges_for_every_stage_and_layer(recorder):
     for stage in [f"step {index}" for index in range(engine.preset.sampler.steps)]:
         assert f"chunk > {stage} > orchestrator" in seen
         assert {f"chunk > {stage} > layer {index}" for index in layers} <= seen
+        assert f"chunk > {stage} > orchestrator > layer 0" in seen
+    assert {"chunk > prefill > layer 0", "chunk > video > block 0"} <= seen
     for role in ("sink", "motion"):
         assert {f"chunk > commit > {role} > layer {index}" for index in layers} <= seen
     assert recorder.open == []

@@ -1,0 +1,211 @@
+"""The profiling scripts run where there is no GPU, and what only a GPU runs is at least well formed."""
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from torch.autograd import DeviceType
+
+from profiles.steady import profiled
+from profiles.trace import operator_table
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("nsys.sh", "ncu.sh")
+
+
+def run(*arguments: object) -> str:
+    """Run a profile on the CPU at the tiny preset and return what it printed."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments), "--preset", "tiny", "--device", "cpu"],
+        cwd=ROOT,
+        env={**kept, "COLUMNS": "150"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def shell(folder: Path, script: str, *arguments: str) -> list[list[str]]:
+    """Run a script with profilers that record how they were called, and return those calls."""
+    for tool in ("nsys", "ncu"):
+        fake = folder / tool
+        fake.write_text(f'#!/bin/sh\nprintf "%s\\n" {tool} "$@" "" >>"{folder}/calls"\n')
+        fake.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", ROOT / "profiles" / script, *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=True,
+        capture_output=True,
+    )
+    return [call.splitlines() for call in (folder / "calls").read_text().split("\n\n") if call]
+
+
+def test_steady_prints_the_latency_of_every_stage() -> None:
+    printed = run("profiles.steady", "--chunks", 2, "--warm-up", 0)
+    assert "2 chunks of 1333 ms" in printed
+    for stage in ("prefill", "denoise", "commit", "video", "audio", "total"):
+        assert re.search(rf"{stage} .*\d\.\d\d .*%", printed), stage
+
+
+def test_steady_runs_its_steps_without_graphs() -> None:
+    assert "total" in run("profiles.steady", "--chunks", 1, "--warm-up", 0, "--no-graphs")
+
+
+def test_trace_writes_operators_inside_ranges_and_a_table(tmp_path: Path) -> None:
+    printed = run("profiles.trace", "--out", tmp_path, "--chunks", 1, "--warm-up", 1, "--top", 5)
+    with gzip.open(tmp_path / "trace.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    ranges = [event for event in events if event.get("cat") == "user_annotation"]
+    named: dict[str, list[dict]] = {}
+    for event in ranges:
+        named.setdefault(event["name"], []).append(event)
+    (chunk,), (step,) = named["chunk"], named["step 0"]
+    inside = [
+        event
+        for event in named["layer 0"]
+        if step["ts"] <= event["ts"] and event["ts"] + event["dur"] <= step["ts"] + step["dur"]
+    ]
+    assert len(inside) == 1
+    assert chunk["ts"] <= step["ts"]
+    assert {"prefill", "commit", "video", "egress", "audio"} <= set(named)
+    assert any(event.get("cat") == "cpu_op" for event in events)
+    table = (tmp_path / "operators.txt").read_text()
+    assert table.count("aten::") == 5
+    assert "aten::" in printed
+    assert "layer 0" not in table
+
+
+def test_on_a_gpu_the_table_counts_kernels_once_and_no_ranges() -> None:
+    def event(key: str, kind: DeviceType, microseconds: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key,
+            count=4,
+            device_type=kind,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=1.0,
+            is_user_annotation=annotation,
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 3000.0),
+        event("gemm_kernel", DeviceType.CUDA, 3000.0),
+        event("norm_kernel[1]", DeviceType.CUDA, 1000.0),
+        event("step 0", DeviceType.CUDA, 4000.0, annotation=True),
+    ]
+    printed = io.StringIO()
+    Console(file=printed, width=100).print(operator_table(events, chunks=2, top=9, on_gpu=True))
+    lines = [line for line in printed.getvalue().splitlines() if "%" in line]
+    assert [re.findall(r"[\w\[\].%]+", line) for line in lines] == [
+        ["gemm_kernel", "2.0", "1.500", "75.0%"],
+        ["norm_kernel[1]", "2.0", "0.500", "25.0%"],
+    ]
+
+
+def test_steady_chunks_are_bracketed_on_a_gpu_even_when_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: calls.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: calls.append("stop"))
+    with profiled(torch.device("cuda")):
+        calls.append("chunk")
+    assert calls == ["synchronize", "start", "chunk", "synchronize", "stop"]
+    calls.clear()
+    with pytest.raises(KeyError), profiled(torch.device("cuda")):
+        raise KeyError
+    assert calls[-1] == "stop"
+    calls.clear()
+    with profiled(torch.device("cpu")):
+        pass
+    assert calls == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_valid_bash_and_say_how_they_are_used(script: str) -> None:
+    path = ROOT / "profiles" / script
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", path], check=True)
+    done = subprocess.run(["bash", path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: profiles/{script} OUT")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_nsys_captures_between_profiler_calls_and_passes_options_on(tmp_path: Path) -> None:
+    profile, stats = shell(tmp_path, "nsys.sh", "out dir", "--gpu-metrics-devices=0", "--", "--chunks", "2")
+    assert profile[:2] == ["nsys", "profile"]
+    assert {"--capture-range=cudaProfilerApi", "--capture-range-end=stop"} <= set(profile)
+    assert f"--output={tmp_path}/out dir/steady" in profile
+    program = profile.index("python")
+    assert profile[program - 1] == "--gpu-metrics-devices=0"
+    assert profile[program:] == ["python", "-m", "profiles.steady", "--chunks", "2"]
+    assert stats[-1] == f"{tmp_path}/out dir/steady.nsys-rep"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_ncu_starts_with_the_profiler_off_and_passes_options_on(tmp_path: Path) -> None:
+    options = ("--clock-control", "none", "--launch-count", "4")
+    profile, summary = shell(tmp_path, "ncu.sh", "out", "attention.*", *options, "--", "--preset", "5b")
+    assert profile[profile.index("--profile-from-start") + 1] == "off"
+    assert profile[profile.index("--kernel-name") + 1] == "regex:attention.*"
+    program = profile.index("python")
+    assert profile[program - 4 : program] == [*options]
+    assert profile[program + 1 : program + 3] == ["-m", "profiles.steady"]
+    assert profile[-2:] == ["--preset", "5b"]
+    assert summary[1:3] == ["--import", f"{tmp_path}/out/steady.ncu-rep"]
+
+
+def test_the_readme_shows_the_options_that_the_scripts_pass() -> None:
+    readme = (ROOT / "profiles" / "README.md").read_text()
+    for script in SCRIPTS:
+        text = (ROOT / "profiles" / script).read_text()
+        for option in re.findall(r"^ {4}(--[a-z-]+)", text, re.MULTILINE):
+            assert option in readme, f"{script}: {option}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name
+)
+def test_workflows_are_valid_yaml_with_runners_and_steps(path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load(path.read_text())
+    # YAML 1.1 reads the key "on" as a truth value.
+    assert {"name", True, "jobs"} <= set(workflow)
+    for job in workflow["jobs"].values():
+        assert job["runs-on"]
+        assert job["timeout-minutes"]
+        assert all("uses" in step or "run" in step for step in job["steps"])
+
+
+def test_the_h100_workflow_gates_every_push_and_benchmarks_on_its_own_runner() -> None:
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "h100.yml").read_text())
+    # Neither filtered by branch nor open to forks.
+    assert workflow[True] == {"push": None, "workflow_dispatch": None}
+    codegen, benchmark = workflow["jobs"]["codegen"], workflow["jobs"]["benchmark"]
+    assert codegen["runs-on"] == "ubuntu-latest"
+    recorded = json.loads((ROOT / "profiles" / "codegen" / "sm_90.json").read_text())
+    assert set(codegen["strategy"]["matrix"]["triton"]) == set(recorded)
+    assert any("streamchar.codegen" in step.get("run", "") for step in codegen["steps"])
+    assert benchmark["runs-on"] == ["self-hosted", "h100"]
+    assert benchmark["needs"] == "codegen"
+    command = next(step["run"] for step in benchmark["steps"] if "pytest" in step.get("run", ""))
+    assert "pytest bench/ --benchmark " in command
+    assert "--benchmark-compare" in command
+    for job in (codegen, benchmark):
+        assert any(step.get("uses", "").startswith("actions/upload-artifact") for step in job["steps"])
