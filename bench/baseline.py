@@ -1,0 +1,232 @@
+"""The same network the way peers run it: conditioning computed again at every denoising step.
+
+Ours commits reference and sink once a session and motion once a chunk, and denoises against their keys and
+values. The baselines hold the same weights and compute the same chunk, but every step embeds and runs the
+conditioning latents again before it runs the chunk's own tokens: once as plain PyTorch, once with its blocks
+compiled. Their language model keeps its prefix as ours does; ``eager-prefix`` is the plain one again with the
+prefix prefilled anew at every step as well, so that nothing at all is reused.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from bench.gate import Ratio
+from streamchar.capture import GraphPool
+from streamchar.engine import StreamCharEngine
+from streamchar.lane import ChunkBuffers, Lane
+from streamchar.memory import KVMemory, Role
+from streamchar.model import JointDiT
+from streamchar.numerics import relative_error
+from streamchar.sampler import Denoiser
+
+#: Repeats are separate in time, so that their spread is that of a later run as far as one run can tell.
+REPEATS, ROUNDS = 3, 3
+#: Baselines by kind of device; compiling for a CPU takes longer than all the rest and says little.
+BASELINES = {"cpu": ("eager", "eager-prefix"), "cuda": ("eager", "eager-prefix", "compiled")}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Clean latents of one session in its steady state, [1, frames, channels, height, width] each."""
+
+    reference: torch.Tensor
+    sink: torch.Tensor
+    motion: torch.Tensor
+
+    @classmethod
+    def random(cls, engine: StreamCharEngine, seed: int = 0) -> "Conditioning":
+        """Draw latents for an engine's preset and device."""
+        preset = engine.preset
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(frames: int) -> torch.Tensor:
+            shape = (1, frames, preset.picture.channels, *preset.picture.latent_size)
+            return torch.randn(shape, generator=generator).to(engine.device, engine.dtype)
+
+        chunk = preset.chunk
+        return cls(*map(draw, (chunk.reference_latents, chunk.sink_latents, chunk.motion_latents)))
+
+    def items(self) -> tuple[tuple[Role, torch.Tensor], ...]:
+        """Return roles and latents in block-causal order."""
+        return (("reference", self.reference), ("sink", self.sink), ("motion", self.motion))
+
+
+def steady_lane(engine: StreamCharEngine, latents: Conditioning, seed: int = 0) -> Lane:
+    """Return a lane of one row with everything committed, full history and a full transcript window."""
+    preset = engine.preset
+    generator = torch.Generator().manual_seed(seed)
+    memory = KVMemory(preset, 1, engine.device, engine.dtype)
+    buffers = ChunkBuffers.zeros(preset, 1, engine.device)
+    vocabulary = preset.orchestrator.vocabulary
+    ids = torch.randint(vocabulary, buffers.text_ids.shape, generator=generator)
+    buffers.text_ids.copy_(ids)
+    buffers.text_lengths.fill_(buffers.text_ids.shape[1])
+    buffers.history.copy_(torch.randn(buffers.history.shape, generator=generator))
+    buffers.history_lengths.fill_(buffers.history.shape[1])
+    pool, state = GraphPool(engine.device), engine.orchestrator.new_state(1)
+    lane = Lane(engine.dit, engine.orchestrator, memory, state, buffers, pool)
+    for role, latent in latents.items():
+        lane.dit.commit(role, latent, lane.modulation, memory)
+        memory.set_valid(0, **{role: True})
+    return lane
+
+
+class Ours:
+    """The engine's chunk step: one prefill, the denoising steps, one commit of motion."""
+
+    def __init__(self, lane: Lane, latents: Conditioning) -> None:
+        self.lane, self.latents = lane, latents
+        lane.warm_up()
+
+    def __call__(self) -> None:
+        """Denoise one chunk."""
+        lane = self.lane
+        lane.begin()
+        for index in range(lane.steps):
+            lane.denoise(index)
+        lane.dit.commit("motion", self.latents.motion, lane.modulation, lane.memory)
+
+
+class Recompute:
+    """A baseline: the same weights, conditioning committed anew before every denoising step.
+
+    Args of the constructor:
+        engine: whose weights are shared.
+        lane: made for this baseline by :func:`steady_lane`; its memory and buffers are used, its steps not.
+        latents: what is recomputed.
+        compiled: whether the blocks go through ``torch.compile``.
+        prefix: whether the language model's prefix is prefilled at every step too.
+    """
+
+    def __init__(
+        self,
+        engine: StreamCharEngine,
+        lane: Lane,
+        latents: Conditioning,
+        *,
+        compiled: bool = False,
+        prefix: bool = False,
+    ) -> None:
+        self.lane, self.latents, self.prefix = lane, latents, prefix
+        self.dit = plain_copy(engine.dit)
+        if compiled:
+            for block in self.dit.blocks:
+                block.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
+        self._denoiser = Denoiser(self.dit)
+
+    def __call__(self) -> None:
+        """Denoise one chunk."""
+        lane, b = self.lane, self.lane.buffers
+        lane.begin()
+        for index in range(self._denoiser.steps):
+            # The first step's prefix is that of begin().
+            if self.prefix and index > 0:
+                lane.orchestrator.prefill(
+                    lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths
+                )
+            for role, latent in self.latents.items():
+                self.dit.commit(role, latent, self._denoiser.modulation, lane.memory)
+            self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, lane.memory)
+
+    def _conditions(self, x_audio: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        c_a, position = self.lane.orchestrator.step(self.lane.state, x_audio, sigma)
+        self.lane.buffers.position.copy_(position)
+        return c_a
+
+
+def plain_copy(dit: JointDiT) -> JointDiT:
+    """Return the same network on the PyTorch path, sharing the weights."""
+    with torch.device("meta"):
+        copy = JointDiT(dit.preset, backend="torch")
+    copy.load_state_dict(dit.state_dict(), assign=True)
+    return copy.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against the baselines, denoising the same chunk in the same run.
+
+    Attributes:
+        seconds: per contender, every sample.
+        ratios: per baseline, our lead.
+        errors: per baseline, how far its latents are from ours, relative.
+        failures: per baseline that could not run, why.
+    """
+
+    seconds: dict[str, list[float]]
+    ratios: dict[str, Ratio]
+    errors: dict[str, float]
+    failures: dict[str, str]
+
+
+@torch.inference_mode()
+def compare_with_baselines(engine: StreamCharEngine) -> Comparison:
+    """Measure the lead over every baseline of the engine's device."""
+    latents = Conditioning.random(engine)
+    ours = Ours(steady_lane(engine, latents), latents)
+    contenders: dict[str, Ours | Recompute] = {"ours": ours}
+    errors: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    ours()
+    for name in BASELINES[engine.device.type]:
+        baseline = Recompute(
+            engine,
+            steady_lane(engine, latents),
+            latents,
+            compiled=name == "compiled",
+            prefix=name == "eager-prefix",
+        )
+        try:
+            baseline()
+        except Exception as error:  # what cannot run is reported in its place, and fails the gate there
+            failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+        contenders[name] = baseline
+        theirs, reference = baseline.lane.buffers, ours.lane.buffers
+        errors[name] = max(
+            relative_error(theirs.x_video, reference.x_video),
+            relative_error(theirs.x_audio, reference.x_audio),
+        )
+    repeats = [interleave(contenders, ROUNDS, engine.device) for _ in range(REPEATS)]
+    seconds = {name: [one for repeat in repeats for one in repeat[name]] for name in contenders}
+    ratios = {
+        name: Ratio.of([median(repeat[name]) / median(repeat["ours"]) for repeat in repeats])
+        for name in contenders
+        if name != "ours"
+    }
+    return Comparison(seconds, ratios, errors, failures)
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Time whole calls, launches included, in the order A B B A; one call of each first, not timed.
+
+    Unlike :func:`bench.timing.compare` nothing is captured: how work is launched is what is compared.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for call in contenders.values():
+        call()
+    order = list(contenders)
+    for index in range(rounds):
+        for name in order if index % 2 == 0 else reversed(order):
+            samples[name].append(_seconds(contenders[name], device))
+    return samples
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(device)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1e3
+    start_clock = time.perf_counter()
+    call()
+    return time.perf_counter() - start_clock

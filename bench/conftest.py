@@ -1,0 +1,229 @@
+"""The options, the engine and the report of ``pytest bench/ --benchmark``."""
+
+import argparse
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# As the command does, and before torch starts its threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+import torch
+from rich.console import Console
+
+from bench import gate, plot
+from bench.baseline import Comparison, compare_with_baselines
+from bench.cases import Setting
+from bench.gate import Measurements, Verdict
+from bench.h100 import environment
+from bench.viewer import watch_session
+from streamchar.config import Preset, preset
+from streamchar.engine import StreamCharEngine
+
+HERE = Path(__file__).resolve().parent
+RECORDS = HERE.parent / "profiles" / "bench"
+CHUNKS, WARM_UP_CHUNKS = 60, 2
+
+
+@dataclass
+class Results:
+    """What the tests of one run leave for its report."""
+
+    session: Measurements | None = None
+    comparison: Comparison | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+    benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+RESULTS = pytest.StashKey[Results]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the options of the gate."""
+    group = parser.getgroup("gate", "the playback-budget gate (bench/)")
+    # pytest-benchmark's own options all go on after "--benchmark-", and pytest takes no abbreviations.
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        dest="run_gate",
+        help="Run and judge the benchmarks of bench/.",
+    )
+    group.addoption(
+        "--budget-factor",
+        type=_factor,
+        default=1.0,
+        metavar="F",
+        help="Multiply the playback budget by F; below 1 tightens the gate. Default: 1.",
+    )
+    group.addoption(
+        "--gate-report",
+        type=Path,
+        default=HERE.parent / "build" / "bench",
+        metavar="DIR",
+        help="Write report.json, report.txt and latency.png into DIR. Default: build/bench.",
+    )
+    group.addoption(
+        "--gate-record",
+        action="store_true",
+        help="Write the speed-up of this run to profiles/bench, for later runs to be judged by.",
+    )
+
+
+def _factor(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return factor
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for the results."""
+    config.stash[RESULTS] = Results()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what lies in this folder unless ``--benchmark`` is given; on a GPU, time it with CUDA events."""
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    if not config.getoption("run_gate"):
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="benchmarks run with --benchmark"))
+    elif torch.cuda.is_available():
+        timer = EventTimer()
+        for item in ours:
+            item.add_marker(pytest.mark.benchmark(timer=timer))
+
+
+class EventTimer:
+    """A clock that reads CUDA events: the difference of two readings is the device's time between them."""
+
+    def __init__(self) -> None:
+        self.__name__ = "cuda_events"
+        self._last: torch.cuda.Event | None = None
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        """Return seconds since the first reading, when all work queued before has finished."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        if self._last is not None:
+            # From reading to reading: a single-precision number of milliseconds is coarse after minutes.
+            self._seconds += self._last.elapsed_time(event) / 1e3
+        self._last = event
+        return self._seconds
+
+
+def bench_device() -> torch.device:
+    """Return the device that is judged."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bench_preset() -> Preset:
+    """Return the preset that is judged on it."""
+    return preset("5b" if torch.cuda.is_available() else "tiny")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make one benchmark of every case of every kernel family."""
+    if "case" in metafunc.fixturenames:
+        from bench.cases import all_cases
+
+        device = bench_device()
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        cases = list(all_cases(Setting(bench_preset(), device, dtype, compiled=False)))
+        metafunc.parametrize("case", cases, ids=[case.name.replace("::", " ") for case in cases])
+
+
+@pytest.fixture(scope="session")
+def engine() -> StreamCharEngine:
+    """Return the engine, warmed up: every step captured or run, every lazy choice made."""
+    name = bench_preset().name
+    engine = StreamCharEngine.from_preset(name, random_weights=True, device=bench_device())
+    watch_session(engine, WARM_UP_CHUNKS)
+    return engine
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Results:
+    """Return where the report is gathered."""
+    return request.config.stash[RESULTS]
+
+
+@pytest.fixture(scope="session")
+def session_verdicts(
+    request: pytest.FixtureRequest, engine: StreamCharEngine, results: Results
+) -> dict[str, Verdict]:
+    """Watch the 60-chunk session and return its verdicts by figure."""
+    results.session = watch_session(engine, CHUNKS)
+    verdicts = list(gate.judge_session(results.session, request.config.getoption("budget_factor")))
+    results.verdicts += verdicts
+    return {verdict.figure: verdict for verdict in verdicts}
+
+
+@pytest.fixture(scope="session")
+def comparison(engine: StreamCharEngine, results: Results) -> Comparison:
+    """Measure the baselines beside ours."""
+    results.comparison = compare_with_baselines(engine)
+    return results.comparison
+
+
+@pytest.fixture(scope="session")
+def record(request: pytest.FixtureRequest, comparison: Comparison) -> dict[str, gate.Ratio]:
+    """Return the recorded leads for this device, written first if ``--gate-record`` asks for it."""
+    device = bench_device()
+    about = environment(device)
+    name = "cpu" if device.type == "cpu" else about["device"]
+    file = gate.record_path(RECORDS, name, bench_preset().name)
+    if request.config.getoption("gate_record"):
+        gate.write_record(file, comparison.ratios, about)
+    return gate.read_record(file)
+
+
+@pytest.fixture(autouse=True)
+def _keep_benchmark(request: pytest.FixtureRequest, results: Results) -> Iterator[None]:
+    if "benchmark" not in request.fixturenames:
+        yield
+        return
+    benchmark = request.getfixturevalue("benchmark")
+    yield
+    # None when the test failed before it timed anything, or under --benchmark-disable.
+    if benchmark.stats is not None:
+        stats = benchmark.stats.stats
+        results.benchmarks[request.node.name] = {
+            "group": benchmark.group,
+            "median": stats.median,
+            "min": stats.min,
+            "max": stats.max,
+            "rounds": stats.rounds,
+        }
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the tables, and write them, the JSON and the plot."""
+    results = config.stash[RESULTS]
+    if not (results.benchmarks or results.session or results.comparison):
+        return
+    about = environment(bench_device())
+    factor = config.getoption("budget_factor")
+    report = plot.as_dict(results, about, bench_preset().name, bench_device().type, factor)
+    tables = list(plot.tables(report))
+    folder: Path = config.getoption("gate_report")
+    written = plot.write(folder, report, tables)
+    screen = io.StringIO()
+    width = max(terminalreporter._tw.fullwidth, 100)
+    console = Console(file=screen, width=width, force_terminal=terminalreporter._tw.hasmarkup)
+    for table in tables:
+        console.print(table)
+    terminalreporter.section("playback-budget gate")
+    terminalreporter.write(screen.getvalue())
+    for file in written:
+        terminalreporter.write_line(f"wrote {file}")

@@ -1,0 +1,194 @@
+"""What a run of the gate leaves behind: one JSON, one table, and a plot of latency against budget."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.gate import SCHEMA, percentile, targets
+
+if TYPE_CHECKING:
+    from bench.conftest import Results
+
+#: What a chunk takes beyond the engine's stages.
+_OTHER = "other"
+_SHARES = ("p50", "p99", "max")
+
+
+def as_dict(
+    results: "Results", environment: Mapping[str, Any], preset: str, kind: str, factor: float
+) -> dict[str, Any]:
+    """Return a run as plain JSON values.
+
+    Args:
+        results: what the tests left.
+        environment: machine, versions, date.
+        preset: name of the preset.
+        kind: ``"cpu"`` or ``"cuda"``.
+        factor: what the budget was multiplied by.
+    """
+    session, comparison = results.session, results.comparison
+    figures: dict[str, float] = {}
+    if session is not None:
+        figures["rtf"] = session.rtf
+        figures["first media s"] = max(session.first_frame_seconds, session.first_audio_seconds)
+        figures["chunk p99 s"] = percentile(session.latencies, 99)
+        if "denoise" in session.stages:
+            figures["denoise s"] = median(session.stages["denoise"])
+    baselines: dict[str, Any] = {}
+    if comparison is not None:
+        figures |= {name: ratio.ratio for name, ratio in comparison.ratios.items()}
+        for name, samples in comparison.seconds.items():
+            ratio, error = comparison.ratios.get(name), comparison.errors.get(name)
+            baselines[name] = {
+                "median_seconds": median(samples),
+                "seconds": samples,
+                "ratio": ratio.ratio if ratio else 1.0,
+                "noise": ratio.noise if ratio else 0.0,
+                "repeats": ratio.repeats if ratio else [],
+                "error": error or 0.0,
+            }
+        baselines |= {name: {"failure": reason} for name, reason in comparison.failures.items()}
+    return {
+        "schema": SCHEMA,
+        "environment": dict(environment),
+        "preset": preset,
+        "kind": kind,
+        "budget_factor": factor,
+        "passed": all(verdict.passed for verdict in results.verdicts),
+        "verdicts": [vars(verdict) for verdict in results.verdicts],
+        "targets": [vars(verdict) for verdict in targets(kind, figures)],
+        "session": session.as_dict() if session else None,
+        "baselines": baselines,
+        "benchmarks": results.benchmarks,
+    }
+
+
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of a report for a rich console."""
+    about = report["environment"]
+    title = f"{about['device']}, {about['threads']} threads, preset {report['preset']}, {about['date']}"
+    rows = [
+        [each["figure"], each["measured"], each["limit"], "ok" if each["passed"] else "FAILED"]
+        for each in report["verdicts"]
+    ]
+    if rows:
+        yield _table(f"Gate: {title}", ["figure", "measured", "must be", ""], rows)
+    if report["session"]:
+        yield _session_table(report["session"])
+    if report["baselines"]:
+        rows = [_baseline_row(name, each) for name, each in report["baselines"].items()]
+        headings = ["one chunk denoised by", "median ms", "our lead", "noise"]
+        yield _table("Speed-up over recomputing the conditioning", headings, rows)
+    if report["targets"]:
+        rows = [
+            [each["figure"], each["measured"], each["limit"], "met" if each["passed"] else "MISSED"]
+            for each in report["targets"]
+        ]
+        yield _table("Targets, not judged", ["figure", "measured", "aim", ""], rows)
+    rows = [
+        [
+            name,
+            each["group"] or "",
+            *(f"{each[key] * 1e3:.3f}" for key in ("median", "min", "max")),
+            str(each["rounds"]),
+        ]
+        for name, each in report["benchmarks"].items()
+    ]
+    if rows:
+        yield _table("Parts", ["benchmark", "group", "median ms", "min", "max", "rounds"], rows)
+
+
+def write(folder: Path, report: Mapping[str, Any], made: list[Table]) -> list[Path]:
+    """Write JSON, tables and, where matplotlib is installed, the plot; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "report.json", folder / "report.txt"]
+    written[0].write_text(json.dumps(report, indent=1) + "\n")
+    with written[1].open("w") as file:
+        console = Console(file=file, width=160)
+        for table in made:
+            console.print(table)
+    if report["session"]:
+        picture = folder / "latency.png"
+        if draw(picture, report["session"], report["budget_factor"], report["preset"]):
+            written.append(picture)
+    return written
+
+
+def draw(file: Path, session: Mapping[str, Any], factor: float, preset: str) -> bool:
+    """Draw each chunk's latency, by stages, under its budget; return False without matplotlib.
+
+    Args:
+        file: a PNG to write.
+        session: from :meth:`bench.gate.Measurements.as_dict`.
+        factor: what the budget is multiplied by.
+        preset: named in the title.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    latencies, budget = session["latencies"], session["budget_seconds"] * factor
+    numbers = range(len(latencies))
+    below = [0.0] * len(latencies)
+    stages = {name: times for name, times in session["stages"].items() if name != "total"}
+    inside = [sum(times) for times in zip(*stages.values())] or below
+    # What the engine does not count: the session's own work and the way to the host.
+    stages[_OTHER] = [max(0.0, total - known) for total, known in zip(latencies, inside)]
+    for name, times in stages.items():
+        axes.bar(numbers, times, bottom=below, width=1.0, label=name)
+        below = [low + time for low, time in zip(below, times)]
+    axes.axhline(budget, color="black", label=f"budget x {factor:g} = {budget:.2f} s")
+    axes.axhline(session["p99_seconds"], color="black", linestyle=":", label="p99")
+    axes.axvline(session["window_chunks"] - 0.5, color="grey", linewidth=0.8, label="window full")
+    axes.set(xlabel="chunk", ylabel="seconds", title=f"Latency against the playback budget, preset {preset}")
+    axes.margins(x=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(file, dpi=120)
+    return True
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _session_table(session: Mapping[str, Any]) -> Table:
+    count = len(session["latencies"])
+    rows = [
+        [
+            "chunk latency p50 / p99 / max",
+            " / ".join(f"{session[f'{k}_seconds']:.3f}" for k in _SHARES) + " s",
+        ],
+        ["playback budget", f"{session['budget_seconds']:.3f} s"],
+        ["deadlines met", f"{session['deadlines_met']:.1%} of {count}"],
+        ["underruns, worst stall", f"{session['underruns']}, {session['worst_stall_seconds']:.3f} s"],
+        ["time to first frame", f"{session['first_frame_seconds']:.3f} s"],
+        ["time to first audio", f"{session['first_audio_seconds']:.3f} s"],
+        ["RTF, window full", f"{session['rtf']:.3f}"],
+        ["audio-video skew", f"{session['skew_samples']} samples"],
+    ]
+    rows += [[f"{name}, median", f"{median(times):.3f} s"] for name, times in session["stages"].items()]
+    return _table(f"Session of {count} chunks", ["figure", "value"], rows)
+
+
+def _baseline_row(name: str, each: Mapping[str, Any]) -> list[str]:
+    if "failure" in each:
+        return [name, "-", each["failure"], "-"]
+    lead = "" if name == "ours" else f"{each['ratio']:.2f}"
+    noise = "" if name == "ours" else f"{each['noise']:.2f}"
+    return [name, f"{each['median_seconds'] * 1e3:.1f}", lead, noise]

@@ -1,0 +1,313 @@
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import gate
+from bench.baseline import Conditioning, Ours, Recompute, steady_lane
+from bench.gate import Measurements, Ratio
+from bench.plot import as_dict, draw, tables, write
+from bench.viewer import ViewerClock, watch_session
+from streamchar.codecs.vae import Vae
+from streamchar.codecs.vocoder import Vocoder
+from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, preset
+from streamchar.engine import StreamCharEngine
+from streamchar.model import JointDiT
+from streamchar.numerics import relative_error
+from streamchar.orchestrator import Orchestrator
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+#: The tiny preset with fewer and smaller layers: a chunk takes a small part of its budget.
+SMALL = replace(
+    preset("tiny"),
+    dit=DiTConfig(dim=64, layers=2, heads=1, head_dim=64, video_ffn=128, audio_ffn=64, audio_channels=16),
+    picture=PictureConfig(height=32, width=32, spatial_stride=8, channels=16, patch=2),
+    orchestrator=OrchestratorConfig(
+        dim=64, layers=2, heads=1, kv_heads=1, head_dim=64, ffn=128, vocabulary=512, transcript_tokens=64
+    ),
+)
+GOOD = Measurements(
+    budget_seconds=1.0,
+    latencies=[0.5] * 59 + [0.9],
+    stages={"denoise": [0.3] * 60, "total": [0.5] * 60},
+    first_frame_seconds=0.6,
+    first_audio_seconds=0.6,
+    deadlines_met=1.0,
+    underruns=0,
+    worst_stall_seconds=0.0,
+    skew_samples=0,
+    window_chunks=12,
+    captures=(5, 5),
+    replays=[5] * 60,
+    resident_bytes=[500 * MIB] * 60,
+)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        modules = JointDiT(SMALL), Orchestrator.from_preset(SMALL), Vae(SMALL.vae), Vocoder.from_preset(SMALL)
+    return StreamCharEngine(SMALL, *modules)
+
+
+def failures(measured, factor=1.0):
+    return {
+        verdict.figure: str(verdict) for verdict in gate.judge_session(measured, factor) if not verdict.passed
+    }
+
+
+def test_a_good_session_passes_and_every_figure_is_judged():
+    verdicts = list(gate.judge_session(GOOD))
+    assert tuple(verdict.figure for verdict in verdicts) == gate.SESSION_FIGURES
+    assert failures(GOOD) == {}
+
+
+def test_one_slow_chunk_of_sixty_is_the_p99_and_fails():
+    failed = failures(replace(GOOD, latencies=[0.5] * 59 + [1.25]))
+    assert list(failed) == ["chunk latency p99"]
+    message = failed["chunk latency p99"]
+    assert "at most 1.000 s" in message
+    assert "measured 1.250 s" in message
+
+
+def test_the_budget_factor_tightens_and_loosens_the_gate():
+    assert "at most 0.800 s (budget 1.000 s x factor 0.8)" in failures(GOOD, 0.8)["chunk latency p99"]
+    assert failures(GOOD, 0.9) == {}
+    assert failures(replace(GOOD, latencies=[1.1] * 60), 1.2) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "figure", "says"),
+    [
+        ({"deadlines_met": 59 / 60}, "missed deadlines", "measured 1 of 60"),
+        (
+            {"underruns": 2, "worst_stall_seconds": 0.25},
+            "missed deadlines",
+            "2 underruns, worst stall 0.250 s",
+        ),
+        ({"skew_samples": 1}, "audio-video skew", "must be 0 samples, measured 1 samples"),
+        ({"captures": (5, 6)}, "graphs captured after warm-up", "must be 0, measured 1"),
+        ({"replays": [5] * 59 + [10]}, "steps run for a chunk", "measured 5 to 10"),
+        ({"replays": []}, "steps run for a chunk", "the same for all"),
+        ({"resident_bytes": [(500 + index) * MIB for index in range(60)]}, "memory growth", "at most 24 MiB"),
+        ({"resident_bytes": []}, "memory growth", "measured nothing"),
+        ({"latencies": []}, "chunk latency p99", "measured nan"),
+        ({"device_bytes": list(range(60)), "device_segments": [3] * 60}, "memory growth", "bytes"),
+        ({"device_bytes": [7] * 60, "device_segments": [3] * 40 + [4] * 20}, "memory growth", "+1 segments"),
+    ],
+)
+def test_each_broken_promise_fails_with_figure_limit_and_value(change, figure, says):
+    failed = failures(replace(GOOD, **change))
+    assert list(failed) == [figure]
+    assert failed[figure].startswith(f"{figure} must be ")
+    assert says in failed[figure]
+
+
+def test_memory_may_grow_while_the_window_fills_and_wobble_within_tolerance():
+    filling = [(400 + 10 * min(index, 12)) * MIB for index in range(60)]
+    assert failures(replace(GOOD, resident_bytes=filling)) == {}
+    wobbling = [(500 + 20 * (index % 2)) * MIB for index in range(60)]
+    assert failures(replace(GOOD, resident_bytes=wobbling)) == {}
+    assert failures(replace(GOOD, device_bytes=[9] * 60, device_segments=[3] * 60)) == {}
+    # A fault on the device is not made good by calm on the host, and the other way round.
+    leak = replace(
+        GOOD,
+        resident_bytes=[index * 10 * MIB for index in range(60)],
+        device_bytes=[9] * 60,
+        device_segments=[3] * 60,
+    )
+    assert list(failures(leak)) == ["memory growth"]
+
+
+@pytest.mark.parametrize(("share", "value"), [(50, 30), (99, 60), (98, 59), (100, 60), (1, 1)])
+def test_percentiles_are_samples_themselves(share, value):
+    assert gate.percentile(list(range(60, 0, -1)), share) == value
+
+
+@pytest.mark.parametrize(
+    ("chunks", "skew"),
+    [
+        ([(0, 32, 32000), (32000, 32, 32000)], 0),
+        ([(0, 32, 32000), (32001, 32, 32000)], 1),
+        ([(0, 32, 31999), (32000, 32, 32000)], 1),
+        ([(0, 32, 32010), (32010, 32, 32010)], 20),
+        ([(0, 31, 32000)], 1000),
+        ([(5, 32, 32000)], 5),
+    ],
+)
+def test_skew_is_the_most_that_picture_sound_and_stamp_lie_apart(chunks, skew):
+    assert gate.skew_samples(chunks, 1000) == skew
+
+
+def test_a_lead_may_fall_by_its_recorded_noise_and_no_further():
+    recorded = Ratio(2.0, 0.3, [1.9, 2.0, 2.1])
+    assert gate.judge_ratio("eager", Ratio.of([1.71]), recorded, "record it").passed
+    assert gate.judge_ratio("eager", Ratio.of([3.0]), recorded, "record it").passed
+    failed = gate.judge_ratio("eager", Ratio.of([1.69]), recorded, "record it")
+    assert not failed.passed
+    assert "at least 1.70 (recorded 2.00, noise 0.30), measured 1.69" in str(failed)
+    assert not gate.judge_ratio("eager", Ratio(math.nan, 0.0, []), recorded, "record it").passed
+
+
+def test_a_missing_record_or_measurement_fails_and_says_what_to_do():
+    missing = gate.judge_ratio("eager", Ratio.of([2.0]), None, "record it with: --gate-record")
+    assert not missing.passed
+    assert "--gate-record" in str(missing)
+    assert not gate.judge_ratio("eager", None, Ratio.of([2.0]), "record it").passed
+
+
+def test_noise_is_three_deviations_and_five_per_cent_at_least():
+    assert Ratio.of([2.0, 2.0, 2.0]).noise == pytest.approx(0.1)
+    spread = Ratio.of([1.8, 2.0, 2.2])
+    assert spread.ratio == 2.0
+    assert spread.noise == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.0, True), (0.02, True), (0.03, False), (math.nan, False)])
+def test_a_lead_over_other_work_counts_for_nothing(error, passed):
+    assert gate.judge_agreement("eager", error).passed is passed
+
+
+def test_a_record_is_read_as_it_was_written_and_a_broken_one_is_refused(tmp_path):
+    file = gate.record_path(tmp_path / "new", "NVIDIA H100 80GB HBM3", "5b")
+    assert file.name == "nvidia_h100_80gb_hbm3_5b.json"
+    assert gate.read_record(file) == {}
+    ratios = {"eager": Ratio.of([2.0, 2.1, 1.9])}
+    gate.write_record(file, ratios, {"device": "test"})
+    assert gate.read_record(file) == ratios
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"schema": 99, "ratios": {}}',
+        '{"schema": 1, "ratios": {"eager": {}}}',
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="must be a record of schema 1"):
+            gate.read_record(file)
+
+
+def test_targets_are_compared_and_name_what_is_missed():
+    met = {verdict.figure: verdict.passed for verdict in gate.targets("cpu", {"rtf": 0.9, "eager": 2.5})}
+    assert met == {"rtf": False, "eager": True}
+
+
+def test_the_viewers_clock_counts_waits_without_waiting():
+    clock, started = ViewerClock(), time.perf_counter()
+    clock.sleep(100.0)
+    assert 100.0 <= clock() < 110.0
+    assert time.perf_counter() - started < 10.0
+
+
+def test_a_real_session_passes_the_gate_and_a_slowed_step_fails_it(engine, monkeypatch):
+    watch_session(engine, 1)
+    # Memory can be judged once the window is full, after twelve chunks.
+    measured = watch_session(engine, 14)
+    assert failures(measured) == {}
+    assert measured.window_chunks == 12
+    assert measured.replays == [SMALL.sampler.steps + 1] * 14
+    assert engine.stats().sessions == 0
+
+    step = engine.dit.step
+
+    def slowed(*arguments):
+        time.sleep(1.05 * SMALL.seconds / SMALL.sampler.steps)
+        return step(*arguments)
+
+    monkeypatch.setattr(engine.dit, "step", slowed)
+    failed = failures(watch_session(engine, 3))
+    assert set(failed) == {"chunk latency p99", "missed deadlines", "memory growth"}
+    # Three chunks are too few to tell; what cannot be told fails.
+    assert "measured +nan MiB" in failed["memory growth"]
+    assert f"at most {SMALL.seconds:.3f} s" in failed["chunk latency p99"]
+    assert "2 of 3" in failed["missed deadlines"]
+
+
+def test_baselines_compute_the_same_chunk_as_ours_and_do_more_work(engine, monkeypatch):
+    commits = []
+    commit = JointDiT.commit
+
+    def counted(self, role, *arguments):
+        commits.append(role)
+        return commit(self, role, *arguments)
+
+    with torch.inference_mode():
+        latents = Conditioning.random(engine)
+        ours = Ours(steady_lane(engine, latents), latents)
+        for prefix in (False, True):
+            theirs = Recompute(engine, steady_lane(engine, latents), latents, prefix=prefix)
+            assert theirs.dit.blocks[0].qkv.weight.data_ptr() == engine.dit.blocks[0].qkv.weight.data_ptr()
+            # What is left in the memory must not help: the baseline has to write it itself.
+            for buffer in (*theirs.lane.memory.k, *theirs.lane.memory.v):
+                buffer.fill_(float("nan"))
+            with monkeypatch.context() as patch:
+                patch.setattr(JointDiT, "commit", counted)
+                commits.clear()
+                ours()
+                assert commits == ["motion"]
+                commits.clear()
+                theirs()
+                assert commits == ["reference", "sink", "motion"] * SMALL.sampler.steps
+            for name in ("x_video", "x_audio"):
+                error = relative_error(getattr(theirs.lane.buffers, name), getattr(ours.lane.buffers, name))
+                assert error <= gate.AGREEMENT, name
+
+
+def test_a_run_leaves_json_tables_and_a_plot(tmp_path):
+    from bench.baseline import Comparison
+
+    comparison = Comparison(
+        {"ours": [0.2, 0.3], "eager": [0.5, 0.6]},
+        {"eager": Ratio.of([2.2])},
+        {"eager": 0.0},
+        {"compiled": "Err: no"},
+    )
+    results = SimpleNamespace(
+        session=GOOD,
+        comparison=comparison,
+        verdicts=list(gate.judge_session(GOOD)),
+        benchmarks={"test_x[a b]": {"group": "stage", "median": 0.1, "min": 0.1, "max": 0.2, "rounds": 3}},
+    )
+    about = {"device": "test", "threads": 2, "date": "today"}
+    report = as_dict(results, about, "tiny", "cpu", 1.0)
+    files = write(tmp_path / "a" / "b", report, list(tables(report)))
+    content = json.loads(files[0].read_text())
+    assert content["passed"] is True
+    assert content["session"]["p99_seconds"] == 0.9
+    assert content["baselines"]["eager"]["ratio"] == 2.2
+    text = files[1].read_text()
+    for words in ("chunk latency p99", "0.500 / 0.900 / 0.900 s", "2.20", "Err: no", "test_x[a b]", "met"):
+        assert words in text
+    pytest.importorskip("matplotlib")
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_no_plot_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert draw(tmp_path / "latency.png", GOOD.as_dict(), 1.0, "tiny") is False
+    assert not (tmp_path / "latency.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ([], 0, "benchmarks run with --benchmark"),
+        (["--benchmark", "--collect-only"], 0, "test_session[chunk latency p99]"),
+        (["--benchmark", "--budget-factor", "0"], 4, "must be a finite number above 0"),
+        (["--benchmark", "--budget-factor=fast"], 4, "must be a finite number above 0"),
+    ],
+)
+def test_the_options_exist_and_nothing_runs_unasked(options, code, says):
+    command = [sys.executable, "-m", "pytest", "bench/", "-q", "-p", "no:cacheprovider", *options]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    assert says in answer.stdout + answer.stderr
