@@ -80,7 +80,7 @@ def test_trace_writes_operators_inside_ranges_and_a_table(tmp_path: Path) -> Non
         for event in named["layer 0"]
         if step["ts"] <= event["ts"] and event["ts"] + event["dur"] <= step["ts"] + step["dur"]
     ]
-    assert len(inside) == 1
+    assert len(inside) == 2  # the language model's and the transformer's
     assert chunk["ts"] <= step["ts"]
     assert {"prefill", "commit", "video", "egress", "audio"} <= set(named)
     assert any(event.get("cat") == "cpu_op" for event in events)
