@@ -13,7 +13,8 @@ def test_a_slower_contender_is_measured_slower():
         {"quick": [lambda: time.sleep(0.001)] * 2, "slow": [lambda: time.sleep(0.004)] * 2}, CPU
     )
     assert list(timings) == ["quick", "slow"]
-    assert 2.0 < timings["slow"].median_us / timings["quick"].median_us < 5.0
+    # 4, as far as a shared machine sleeps as told.
+    assert 1.5 < timings["slow"].median_us / timings["quick"].median_us < 8.0
     for timing in timings.values():
         assert timing.method == "clock"
         assert timing.low_us <= timing.median_us <= timing.high_us

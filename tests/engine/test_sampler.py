@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from time import perf_counter
 
 import pytest
 import torch
@@ -258,20 +257,14 @@ def test_weights_that_change_are_taken_up(device):
     assert all(map(torch.equal, scene.denoiser.modulation, modulation))
 
 
-def test_a_tiny_chunk_takes_a_fraction_of_its_playback_budget(device, record_property):
-    config = preset("tiny")
-    scene = Scene(device, config=config)
-    times = []
-    for _ in range(3):
-        scene.remember()
-        start = perf_counter()
-        video, audio = scene.run(scene.c_a)
-        scene.commit("motion", video)
-        assert torch.isfinite(audio).all()
-        times.append(perf_counter() - start)
-    record_property("seconds", min(times))
-    # The bench gates on speed; here a machine shared with others must only not be beside the point.
-    assert min(times) < 10 * config.seconds
+def test_the_tiny_preset_makes_a_finite_chunk_of_its_full_size(device):
+    scene = Scene(device, config=preset("tiny"))
+    video, audio = scene.run(scene.c_a)
+    scene.commit("motion", video)
+    assert video.shape == (1, 8, 16, 12, 12)
+    assert audio.shape == (1, 32, 32)
+    assert torch.isfinite(video).all()
+    assert torch.isfinite(audio).all()
 
 
 def test_arguments_that_do_not_fit_are_refused(device):
