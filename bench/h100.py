@@ -1,4 +1,4 @@
-"""Prove and time every kernel on a GPU, against its peers, in one command and under nine minutes.
+"""Prove and time every kernel on a GPU, against its peers, in one command made to fit in nine minutes.
 
 ``python -m bench.h100 --out DIR`` checks every family against float64, measures the device's own ceilings,
 times each operation beside its peers, and writes ``report.json`` (every sample, device, versions, date) and
@@ -35,7 +35,7 @@ from streamchar.numerics import relative_error
 
 SCHEMA = 1
 #: Contenders of one case are the same function up to the rounding of the narrowest dtype they use.
-AGREEMENT = {"bf16": 0.02, "fp32": 0.02, "fp8": 0.1}
+AGREEMENT = {"bf16": 0.02, "fp32": 0.02, "fp8": 0.2}
 PACKAGES = ("torch", "triton", "fa3-fwd", "flash-attn", "numpy", "streamchar")
 
 
@@ -48,7 +48,7 @@ def main(
     tune: Annotated[bool, typer.Option(help="Also time the candidate tiles of the matrix kernels.")] = False,
     seconds: Annotated[float, typer.Option(help="Start no new case after this long.")] = 480.0,
 ) -> None:
-    """Check, time and report; exit 1 if a kernel is wrong, 0 otherwise."""
+    """Check, time and report; exit 1 if a kernel is wrong or does not run, 0 otherwise."""
     started = time.monotonic()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
@@ -70,6 +70,7 @@ def main(
         "cases": [],
         "tuning": [],
         "skipped": [],
+        "failed": [],
     }
 
     with torch.inference_mode(), _progress(console) as progress:
@@ -91,7 +92,10 @@ def main(
             results["ceilings"] = ceilings(where)
         for case in all_cases(setting):
             if only in case.name and step(case.name):
-                results["cases"].append(time_case(case, setting, out))
+                try:
+                    results["cases"].append(time_case(case, setting, out))
+                except Exception as error:  # one kernel that does not run must not cost the others their turn
+                    results["failed"].append(f"{case.name}: {type(error).__name__}: {error}"[:300])
         if tune and on_gpu:
             for name, tuning in all_tunings(setting):
                 if only in name and step(f"tune {name}"):
@@ -101,7 +105,7 @@ def main(
     for table in report.tables(results):
         console.print(table)
     console.print(f"{results['seconds']:.0f} s; raw samples in {out / 'report.json'}")
-    if not all(check["passed"] for check in results["numerics"]):
+    if results["failed"] or not all(check["passed"] for check in results["numerics"]):
         sys.exit(1)
 
 

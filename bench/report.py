@@ -78,6 +78,8 @@ def _sections(results: dict[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
             for each in best
         ]
         yield f"Tiles of {tuning['name']}", ["tile", "median µs"], rows
+    if results["failed"]:
+        yield "DID NOT RUN", ["operation and reason"], [[reason] for reason in results["failed"]]
     if results["skipped"]:
         yield "Skipped for lack of time", ["operation"], [[name] for name in results["skipped"]]
 

@@ -82,7 +82,6 @@ class StreamCharEngine:
         vocoder: the audio decoder.
         tokenizer: turns text into the orchestrator's tokens.
         max_sessions: sessions that may be open together, at least 1.
-        trained: whether the weights are; if not, what comes out is noise, and says so.
     """
 
     def __init__(
@@ -95,11 +94,10 @@ class StreamCharEngine:
         tokenizer: Tokenizer | None = None,
         *,
         max_sessions: int = 1,
-        trained: bool = False,
     ) -> None:
         if max_sessions < 1:
             raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
-        self.preset, self.trained = config, trained
+        self.preset = config
         self.dit, self.orchestrator, self.vae, self.vocoder = dit, orchestrator, vae, vocoder
         for module in (dit, orchestrator, vae, vocoder):
             module.eval().requires_grad_(False)
@@ -183,14 +181,16 @@ class StreamCharEngine:
         device, dtype = _defaults(device, dtype)
         # Without storage: the weights lie in memory once, where they are to stay.
         with torch.device("meta"):
-            modules: dict[str, nn.Module] = {
-                "dit": JointDiT(config),
-                "orchestrator": Orchestrator.from_preset(config),
-                "vae": Vae(config.vae),
-                "vocoder": Vocoder.from_preset(config),
-            }
+            dit, orchestrator = JointDiT(config), Orchestrator.from_preset(config)
+            vae, vocoder = Vae(config.vae), Vocoder.from_preset(config)
+        modules: dict[str, nn.Module] = {
+            "dit": dit,
+            "orchestrator": orchestrator,
+            "vae": vae,
+            "vocoder": vocoder,
+        }
         load_pretrained(directory, modules, dtype=dtype, device=device)
-        return cls(config, **modules, max_sessions=max_sessions, trained=True)  # type: ignore[arg-type]
+        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config and weights for :meth:`from_pretrained`.

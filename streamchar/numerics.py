@@ -22,7 +22,8 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
         raise ValueError(
             f"out must have the reference's shape {list(reference.shape)}, got {list(out.shape)}"
         )
-    out, reference = out.detach().double().cpu(), reference.detach().double().cpu()
+    reference = reference.detach().double()
+    out = out.detach().to(reference.device).double()
     if not torch.isfinite(out).all():
         return float("inf")
     norm = torch.linalg.vector_norm(reference).item()

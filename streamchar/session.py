@@ -8,7 +8,7 @@ speaks. Both streams are stamped in samples from the start of the session.
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -151,11 +151,13 @@ class Session:
             SessionClosedError: after :meth:`close`.
         """
         self._require_open()
-        said = self._speech.interrupt() if self._speech is not None else []
+        if self._speech is not None:
+            self._speech.interrupt()
         # A chunk past its last denoising step is finished and delivered; the figures count it.
         self._engine.wait()
         if self.pacer is not None:
             self.pacer.restart()
+        said = self._speech.said if self._speech is not None else []
         return Interruption(self._window.cut(), " ".join(said), self.next_sample)
 
     def close(self) -> None:
@@ -180,6 +182,8 @@ class Session:
             for word in turn.window.slide(position):
                 words.append(SpokenWord(word.index, word.text, self.next_sample + (token + 1) * samples))
         self.next_sample += self._engine.preset.samples
+        if self._speech is not None:
+            self._speech.said += [word.text for word in words]
         return tuple(words)
 
     def fail(self) -> None:
@@ -195,18 +199,12 @@ class Session:
             raise SessionClosedError("the session must be open, got a closed one; open another")
 
 
-@dataclass
-class _Progress:
-    seconds: float = 0.0
-    words: int = 0
-    said: list[str] = field(default_factory=list)
-
-
 class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
     """The chunks of one text, made as they are asked for.
 
     Attributes:
         ended: whether no chunk will follow.
+        said: words of this text said so far.
     """
 
     def __init__(self, session: Session, pieces: Iterator[str], max_seconds: float | None) -> None:
@@ -215,7 +213,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         self._open = True
         self._turn: Turn | None = None
         self._lock = threading.Lock()
-        self._progress = _Progress()
+        self.said: list[str] = []
+        self._seconds, self._words = 0.0, 0
         self._take_piece()
 
     def __iter__(self) -> "Speech":
@@ -255,8 +254,7 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         seconds = session._engine.preset.seconds
         if session.pacer is not None:
             session.pacer.delivered(seconds)
-        self._progress.seconds += seconds
-        self._progress.said += [word.text for word in turn.chunk.words]
+        self._seconds += seconds
         return turn.chunk
 
     async def __anext__(self) -> Chunk:
@@ -266,13 +264,12 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         except _EndOfSpeechError:
             raise StopAsyncIteration from None
 
-    def interrupt(self) -> list[str]:
-        """End the speech, dropping the chunk being made; return the words said of this text."""
+    def interrupt(self) -> None:
+        """End the speech, dropping the chunk being made."""
         with self._lock:
             self.ended, self._open = True, False
             if self._turn is not None:
                 self._turn.interrupted = True
-        return self._progress.said
 
     def _next_or_raise(self) -> Chunk:
         # StopIteration cannot leave a thread's future.
@@ -288,7 +285,7 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         try:
             piece = next(self._pieces)
             window.append(piece)
-            self._progress.words += len(piece.split())
+            self._words += len(piece.split())
         except StopIteration:
             self._open = False
             window.finish()
@@ -299,8 +296,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
     def _over(self) -> bool:
         limit = self._max_seconds
         if limit is None:
-            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * self._progress.words
-        if self._progress.seconds >= limit:
+            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * self._words
+        if self._seconds >= limit:
             self._session._window.cut()
             return True
         return self._session._window.exhausted and not self._open

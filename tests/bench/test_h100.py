@@ -84,6 +84,20 @@ def test_a_wrong_kernel_fails_the_numerics(monkeypatch):
     assert [check.name for check in wrong] == ["experts down float32"]
 
 
+def test_a_kernel_that_does_not_run_fails_its_check_and_the_others_have_their_turn(monkeypatch):
+    from streamchar import kernels
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no kernel image\nsecond line")
+
+    monkeypatch.setattr(kernels, "joint_attention", broken)
+    checks = list(all_checks(CPU))
+    assert [check.name for check in checks if not check.passed] == [
+        "attention did not run: RuntimeError: no kernel image"
+    ]
+    assert len(checks) > 10
+
+
 def test_the_report_names_what_was_missed_and_what_was_wrong():
     timed = time_case(case(streamchar=lambda: torch.ones(3), peer=lambda: torch.ones(3)), CPU, Path())
     timed["timings"][0]["median_us"], timed["timings"][1]["median_us"] = 2e6, 3e6
@@ -98,6 +112,7 @@ def test_the_report_names_what_was_missed_and_what_was_wrong():
             {"config": {"block_m": 128}, "median_us": 5.0, "failure": None},
         ]}],
         "skipped": ["experts"],
+        "failed": ["prologue: OutOfResources"],
     }  # fmt: skip
     page = report.markdown(results)
     assert "1 checks, 1 wrong" in page
@@ -105,6 +120,7 @@ def test_the_report_names_what_was_missed_and_what_was_wrong():
     assert "1.50 | 0.333 TB/s | 33% | MISSED (>= 2)" in page
     assert page.index("'block_m': 128") < page.index("OutOfResources")
     assert "experts" in page.split("Skipped")[1]
+    assert "prologue: OutOfResources" in page.split("DID NOT RUN")[1]
     assert len(list(report.tables(results))) == page.count("## ")
 
 
