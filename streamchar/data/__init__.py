@@ -1,1 +1,1 @@
-"""Training data made from nothing but a seed: sentences, speech and a drawn character."""
+"""Speech, faces and sentences to train on and to evaluate with; the engine never imports it."""
