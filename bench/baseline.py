@@ -126,7 +126,7 @@ class Recompute:
             # The first step's prefix is that of begin().
             if self.prefix and index > 0:
                 lane.orchestrator.prefill(
-                    lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths
+                    lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
                 )
             for role, latent in self.latents.items():
                 self.dit.commit(role, latent, self._denoiser.modulation, lane.memory)

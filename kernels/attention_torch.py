@@ -71,7 +71,7 @@ def _attend_by_row(
 
 
 def _attend_densely(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float) -> torch.Tensor:
-    """Attend by matrix products, [1, heads, tokens, head_dim]: training in bf16 on a CPU, a third of the time."""
+    """Attend by matrix products, [1, heads, tokens, head_dim]: in bf16 on a CPU a third of the time."""
     group = q.shape[1] // k.shape[1]
     k, v = (x[0].repeat_interleave(group, 0) if group > 1 else x[0] for x in (k, v))
     scores = torch.baddbmm(q.new_zeros(1), q[0], k.transpose(1, 2), beta=0, alpha=softmax_scale)

@@ -29,7 +29,7 @@ from .orchestrator import Orchestrator, append_history
 from .pacing import Pacer
 from .ranges import span
 from .session import Chunk, Session, Turn
-from .text import ByteTokenizer, Tokenizer
+from .text import Tokenizer, default_tokenizer
 
 
 class CapacityError(RuntimeError):
@@ -101,7 +101,10 @@ class StreamCharEngine:
         self.dit, self.orchestrator, self.vae, self.vocoder = dit, orchestrator, vae, vocoder
         for module in (dit, orchestrator, vae, vocoder):
             module.eval().requires_grad_(False)
-        self.tokenizer: Tokenizer = tokenizer or ByteTokenizer()
+        self.tokenizer: Tokenizer = tokenizer or default_tokenizer(config.orchestrator.tokenizer)
+        if self.tokenizer.vocabulary > config.orchestrator.vocabulary:
+            limit = f"at most the orchestrator's {config.orchestrator.vocabulary}"
+            raise ValueError(f"tokenizer.vocabulary must be {limit}, got {self.tokenizer.vocabulary}")
         self.device, self.dtype = dit.table.device, dit.table.dtype
         self._lock = threading.Lock()
         self._waiting: list[Turn] = []
@@ -326,6 +329,7 @@ class StreamCharEngine:
             buffers.chunk.fill_(row.chunk)
             buffers.text_lengths.fill_(turn.window.fill(turn.ids))
             buffers.text_ids.copy_(turn.ids[None])
+            buffers.progress.fill_(turn.window.progress)
         lane = self._rows[turns[0].session.row].lane if len(turns) == 1 else self._all
         lane.begin()
         clock.mark("prefill")

@@ -31,6 +31,7 @@ class ChunkBuffers:
         chunk: [batch] int64, number of the chunk in its session.
         text_ids: [batch, transcript_tokens] int64, the transcript window.
         text_lengths: [batch] int32.
+        progress: [batch] fp32, tokens of the window said before this chunk.
         history: [batch, history_tokens, audio_channels] fp32, audio latents already spoken.
         history_lengths: [batch] int32.
         position: [batch, audio_tokens] fp32, where in the window each audio token stands.
@@ -43,6 +44,7 @@ class ChunkBuffers:
     chunk: torch.Tensor
     text_ids: torch.Tensor
     text_lengths: torch.Tensor
+    progress: torch.Tensor
     history: torch.Tensor
     history_lengths: torch.Tensor
     position: torch.Tensor
@@ -63,6 +65,7 @@ class ChunkBuffers:
             chunk=make(dtype=torch.int64),
             text_ids=make(preset.orchestrator.transcript_tokens, dtype=torch.int64),
             text_lengths=make(dtype=torch.int32),
+            progress=make(),
             history=make(preset.history_tokens, channels),
             history_lengths=make(dtype=torch.int32),
             position=make(preset.audio_tokens),
@@ -133,7 +136,9 @@ class Lane:
 
     def _run_prefill(self) -> None:
         b = self.buffers
-        self.orchestrator.prefill(self.state, b.text_ids, b.text_lengths, b.history, b.history_lengths)
+        self.orchestrator.prefill(
+            self.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
+        )
         sampler_noise(b.x_video, b.x_audio, b.seed, b.chunk, backend=self.dit.backend)
 
     def _run_step(self, index: int) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: A pointer that does not move must not keep a session speaking for ever: seconds for a text, and for a word.
 PATIENCE_SECONDS, PATIENCE_PER_WORD = 4.0, 1.0
+#: Tokens of the last word that may be unsaid when a speech ends: it fades within its last one.
+LAST_SOUND = 0.5
 
 
 class SessionClosedError(RuntimeError):
@@ -300,7 +302,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         if self._seconds >= limit:
             self._session._window.cut()
             return True
-        return self._session._window.exhausted and not self._open
+        window = self._session._window
+        return window.exhausted and not self._open and window.remaining < LAST_SOUND
 
 
 class _EndOfSpeechError(Exception):
