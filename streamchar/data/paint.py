@@ -1,9 +1,7 @@
 """Antialiased painting on a batch of frames at once.
 
-A shape is a tensor of signed distances (negative inside) or a band between two curves; its coverage is the share
-of each pixel it takes, a ramp one pixel wide; a colour is composited by that coverage. Only additions,
-multiplications, square roots, sines and clamps touch pixels, so a frame does not depend on its neighbours in the
-batch.
+A shape is a tensor of signed distances (negative inside) or a band between two curves; its coverage is the
+share of each pixel it takes, a ramp one pixel wide; a colour is composited by that coverage.
 """
 
 from dataclasses import dataclass
