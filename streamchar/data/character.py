@@ -102,7 +102,7 @@ def _paint(canvas: Canvas, identity: Identity, pose: Tensor, clothes: Tensor, bo
     paint_neck(neck, identity, head.x, head.y - HEAD_Y)
     if identity.hair not in CUTS or CUTS[identity.hair].ears:
         paint_ears(canvas, identity, head)
-    window = canvas.window((-0.75, -0.85, 0.75, 0.85))
+    window = canvas.window((-0.75, -1.0, 0.75, 0.85))
     u, v = head.coordinates(window)
     paint_face(window, identity, head, u, v)
     paint_nose(canvas, identity, head)

@@ -43,7 +43,8 @@ def paint_mouth(canvas: Canvas, identity: Identity, head: HeadFrame, pose: Tenso
     bulge = (1 - square).clamp_(min=0)
     root = bulge.sqrt()
     arc = torch.lerp(bulge, root, 0.30 + 0.60 * rounded)
-    level = square.clamp(max=1.4).mul_(-(0.034 + 0.05 * smile + 0.006 * press))
+    corners = (0.034 + 0.05 * smile + 0.006 * press) * (1 - 0.85 * rounded) * (1 - 0.45 * opening)
+    level = square.clamp(max=1.4).mul_(-corners)
 
     gap = FULL_GAP * opening
     above = 0.26 + 0.20 * rounded

@@ -234,7 +234,7 @@ def mouth_track(phones: Sequence[Phone], frames: int) -> Tensor:
     ndtr = torch.special.ndtr
     shares = ndtr((time[:, None] - start) / ANTICIPATION) - ndtr((time[:, None] - end) / RELEASE)
     shares = shares.clamp(min=0) * weights
-    track = ((shares @ targets) / shares.sum(1, keepdim=True).clamp(min=1e-9)).float()
+    track: Tensor = ((shares @ targets) / shares.sum(1, keepdim=True).clamp(min=1e-9)).float()
 
     lips = _held(time, [(s.start, s.end) for s in segments if s.symbol and s.symbol in "pbm"])
     teeth = _held(time, [(s.start, s.end) for s in segments if s.symbol and s.symbol in "fv"])
@@ -245,7 +245,7 @@ def mouth_track(phones: Sequence[Phone], frames: int) -> Tensor:
     track[:, Pose.LIP_TUCK] = torch.maximum(track[:, Pose.LIP_TUCK], teeth)
     for column in (Pose.MOUTH_OPEN, Pose.TONGUE, Pose.LIP_ROUND):
         track[:, column] *= 1 - 0.9 * teeth
-    return track.clamp(-1, 1)
+    return track.clamp_(-1, 1)
 
 
 def mouth_openness(phones: Sequence[Phone], frames: int) -> Tensor:
