@@ -59,6 +59,14 @@ def test_same_identity_and_pose_give_the_same_pixels() -> None:
     assert torch.equal(one, two)
 
 
+def test_drawing_stays_on_its_device_and_reads_nothing_back() -> None:
+    """A meta tensor has no values to read, and mixes with no tensor of another device."""
+    for seed in range(24):
+        frames = render(Identity.sample(seed), neutral(3), 48, 96, device="meta")
+        assert frames.device.type == "meta"
+        assert frames.shape == (3, 3, 48, 96)
+
+
 def test_frame_does_not_depend_on_the_others_of_its_batch() -> None:
     pose = animate(PHONES, 37, seed=4)
     for seed in range(4):
