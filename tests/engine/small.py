@@ -42,3 +42,19 @@ def take(session, count=2, text=TEXT):
 
 def media(chunks):
     return torch.cat([chunk.video for chunk in chunks]), torch.cat([chunk.audio for chunk in chunks])
+
+
+def fixed_tensors(engine):
+    """List every weight and every buffer that a step may read or write."""
+    modules = engine.dit, engine.orchestrator, engine.vae, engine.vocoder
+    found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    passes = engine._passes
+    for lane in (passes._lane, *(row.lane for row in passes.rows)):
+        denoiser = lane._denoiser
+        found += [denoiser.sigmas, denoiser._index, *denoiser.modulation]
+        found += [*lane.memory.k, *lane.memory.v, *vars(lane.buffers).values(), *vars(lane.state).values()]
+        found += [tensor for tables in lane.memory.tables.values() for tensor in vars(tables).values()]
+    for decoders in (passes._decoders, *(row.decoders for row in passes.rows)):
+        state = decoders.state
+        found += [*vars(decoders.media).values(), *state.vae.past, *vars(state.vocoder).values()]
+    return found
