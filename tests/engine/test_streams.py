@@ -1,13 +1,15 @@
 """Stages overlap and wait for what they read: any order that the queues allow gives the same media."""
 
 import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from streamchar import engine as engine_module
 from streamchar.session import Turn
-from streamchar.streams import InOrder, streams_for
+from streamchar.streams import NOTHING, InOrder, streams_for
 from tests.engine.simulated import Simulated
 from tests.engine.small import TEXT, build, media, picture, take
 
@@ -159,3 +161,61 @@ def test_a_cpu_runs_everything_where_it_is_given():
     assert ran == [1]
     done.wait()
     assert done.seconds > 0
+
+
+class FakeCuda:
+    """Records what is asked of streams and events."""
+
+    def __init__(self, patch):
+        self.log = []
+        patch.setattr(torch.cuda, "Stream", self.stream)
+        patch.setattr(torch.cuda, "Event", self.event)
+        patch.setattr(torch.cuda, "stream", self.entered)
+        patch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("waited for the whole device"))
+
+    def stream(self, device):
+        name = f"stream {sum(entry[0] == 'stream' for entry in self.log)}"
+        self.log.append(("stream", name))
+        return SimpleNamespace(name=name, wait_event=lambda event: self.log.append((name, "waits", event)))
+
+    def event(self, enable_timing, blocking):
+        assert enable_timing
+        event = SimpleNamespace()
+        event.record = lambda stream: self.log.append((stream.name, "records", event))
+        event.synchronize = lambda: self.log.append(("host", "waits", event))
+        event.elapsed_time = lambda end: 250.0
+        return event
+
+    @contextmanager
+    def entered(self, stream):
+        self.log.append((stream.name, "enters"))
+        yield
+        self.log.append((stream.name, "leaves"))
+
+
+def test_a_gpu_gets_a_stream_a_queue_and_events_between_them(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    streams = streams_for(torch.device("cuda"))
+    assert streams.overlaps
+    assert len(cuda.log) == 3
+    cuda.log.clear()
+    first = streams.run("main", lambda: cuda.log.append("first"))
+    second = streams.run("decode", lambda: cuda.log.append("second"), first, NOTHING)
+    second.wait()
+    main, decode = cuda.log[0][0], cuda.log[5][0]
+    assert main != decode
+    assert cuda.log == [
+        (main, "enters"),
+        (main, "records", first.start),
+        "first",
+        (main, "records", first.end),
+        (main, "leaves"),
+        (decode, "enters"),
+        (decode, "waits", first.end),
+        (decode, "records", second.start),
+        "second",
+        (decode, "records", second.end),
+        (decode, "leaves"),
+        ("host", "waits", second.end),
+    ]
+    assert second.seconds == 0.25
