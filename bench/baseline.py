@@ -10,7 +10,6 @@ prefix prefilled anew at every step as well, so that nothing at all is reused.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import torch
@@ -84,8 +83,7 @@ class Ours:
     def __init__(self, lane: Lane, latents: Conditioning) -> None:
         self.lane, self.latents = lane, latents
         # What is committed is the same for every contender, not what this one has just denoised.
-        commit = partial(lane.dit.commit, "motion", latents.motion, lane.modulation, lane.memory)
-        self._commit = GraphPool(lane.buffers.x_video.device).step(commit)
+        self._commit = GraphPool(lane.buffers.x_video.device).step(self._run_commit)
 
     def __call__(self) -> None:
         """Denoise one chunk."""
@@ -95,6 +93,10 @@ class Ours:
         for index in range(lane.steps):
             lane.denoise(index)
         self._commit()
+
+    def _run_commit(self) -> None:
+        lane = self.lane
+        lane.dit.commit("motion", self.latents.motion, lane.modulation, lane.memory)
 
 
 class Recompute:

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
@@ -52,6 +53,19 @@ def test_a_row_used_before_gives_what_a_fresh_engine_gives():
     assert torch.equal(ours[1], fresh[1])
 
 
+def ask_together(engine, calls):
+    """Run every call in its own thread; the first requests of all are in before any is served."""
+    threads = [threading.Thread(target=call) for call in calls]
+    engine._lock.acquire()
+    for thread in threads:
+        thread.start()
+    while len(engine._waiting) < len(calls):
+        time.sleep(0.001)
+    engine._lock.release()
+    for thread in threads:
+        thread.join()
+
+
 def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other():
     # One session is a chunk ahead, so the rows of the batch stand at different points.
     ahead = (1, 0)
@@ -64,18 +78,7 @@ def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other()
     sessions = [engine.open(picture(seed), seed=seed) for seed in (1, 2)]
     take(sessions[0], ahead[0])
     results: list[list] = [[], []]
-    engine._lock.acquire()  # both requests are in before either is served
-    threads = [
-        threading.Thread(target=lambda index=index: results[index].extend(take(sessions[index], 2)))
-        for index in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    while len(engine._waiting) < 2:
-        pass
-    engine._lock.release()
-    for thread in threads:
-        thread.join()
+    ask_together(engine, [lambda i=i: results[i].extend(take(sessions[i], 2)) for i in range(2)])
     assert engine.stats().batched >= 2
     for (video, audio), chunks in zip(alone, results, strict=True):
         ours = media(chunks)
@@ -248,6 +251,52 @@ def test_a_session_that_lost_a_chunk_half_way_refuses_to_go_on_and_others_do(mon
     assert take(other, 2)
     broken.close()
     assert take(engine.open(picture()), 1)
+
+
+def test_ctrl_c_reaches_one_session_and_the_others_of_its_pass_go_on(monkeypatch):
+    engine = build(max_sessions=2)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
+    lane, hit, made = engine._passes._lane, [], []
+    denoise = lane.denoise
+
+    def step(index):
+        if not hit:
+            hit.append(threading.current_thread())
+            raise KeyboardInterrupt
+        denoise(index)
+
+    monkeypatch.setattr(lane, "denoise", step)
+
+    def ask(session):
+        try:
+            made.append(next(session.speak(TEXT)))
+        except KeyboardInterrupt:
+            hit.append(threading.current_thread())
+
+    ask_together(engine, [lambda session=session: ask(session) for session in sessions])
+    # Raised once, in the thread that it reached; the other session has its chunk.
+    assert len(hit) == 2
+    assert hit[0] is hit[1]
+    assert len(made) == 1
+
+
+def test_a_batch_whose_decoding_fails_leaves_sessions_outside_it_whole(monkeypatch):
+    engine = build(max_sessions=3)
+    sessions = [engine.open(picture(seed)) for seed in range(3)]
+    take(sessions[2], 1)
+    broken = []
+    decode = engine.vae.decode
+    monkeypatch.setattr(engine.vae, "decode", lambda *a: (_ for _ in ()).throw(MemoryError("no room")))
+
+    def ask(session):
+        with pytest.raises(MemoryError):
+            next(session.speak(TEXT))
+        broken.append(session)
+
+    ask_together(engine, [lambda session=session: ask(session) for session in sessions[:2]])
+    monkeypatch.setattr(engine.vae, "decode", decode)
+    assert len(broken) == 2
+    assert take(sessions[2], 1)[0].index == 1
 
 
 def test_a_pacer_keeps_generation_one_chunk_ahead_of_playback():
