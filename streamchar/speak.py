@@ -114,7 +114,7 @@ def speak_to_file(
         Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
     ):
         for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
-            writer.write(chunk.video_yuv, chunk.audio)
+            writer.write(chunk.host.video_yuv, chunk.host.audio)
             live.update(_panel(summary))
     return summary
 
