@@ -64,7 +64,9 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     device = vae.latents_mean.device
     for index in track(range(recordings), description="video latents"):
         identity = Identity.sample(index)
-        frames = torch.cat((reference(identity, size)[None], draw(identity, pose(corpus[index], index), size)))
+        frames = torch.cat(
+            (reference(identity, size)[None], draw(identity, pose(corpus[index], index), size))
+        )
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encode(frames[None].to(device))[0]
         parts.append(latents.half().cpu())

@@ -84,7 +84,9 @@ class Trained:
     ) -> None:
         self.module, self.config = module, config
         self.parameters = [each for each in module.parameters() if each.requires_grad]
-        self.wide = [each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters]
+        self.wide = [
+            each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
+        ]
         in_matrices = {id(each) for each in matrices(module)} if config.matrix_lr else set()
         pairs = list(zip(self.parameters, self.wide, strict=True))
         by_muon = [wide for narrow, wide in pairs if id(narrow) in in_matrices]
@@ -223,7 +225,11 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
                 entry = {name: value / count for name, value in sums.items()}
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
-                print(json.dumps({"step": step, "seconds": round(now - started, 1), **entry}), file=log, flush=True)
+                print(
+                    json.dumps({"step": step, "seconds": round(now - started, 1), **entry}),
+                    file=log,
+                    flush=True,
+                )
                 sums, count = {}, 0
             if last or now - saved > stage.config.save_seconds:
                 _save(stage, folder / "checkpoint.pt", step)

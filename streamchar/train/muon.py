@@ -24,7 +24,10 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
         for owner in module.modules()
         if not isinstance(owner, nn.Embedding)
         for name, parameter in owner.named_parameters(recurse=False)
-        if name == "weight" and parameter.dim() > 1 and min(parameter.shape[:2]) > 1 and parameter.requires_grad
+        if name == "weight"
+        and parameter.dim() > 1
+        and min(parameter.shape[:2]) > 1
+        and parameter.requires_grad
     ]
 
 
