@@ -8,9 +8,12 @@ import copy
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +86,8 @@ class Trained:
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         self.module, self.config = module, config
-        self.parameters = [each for each in module.parameters() if each.requires_grad]
+        named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+        self.names, self.parameters = [name for name, _ in named], [each for _, each in named]
         self.wide = [
             each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
         ]
@@ -143,6 +147,7 @@ class Trained:
         """Return everything that a resumed run needs."""
         return {
             "module": self.module.state_dict(),
+            "names": self.names,
             "wide": [each.detach() for each in self.wide],
             "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
             "ema": self.ema,
@@ -180,9 +185,133 @@ class Stage(ABC):
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step, drawing only from ``generator``, and return what to log."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Return figures on held-out data, logged when the run is saved; by default none."""
-        return {}
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the generator of a step, on the CPU."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
+    """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
+
+    Ctrl-C and a request to terminate end it after the step at hand, saved.
+
+    Args:
+        stage: freshly built.
+        directory: of all stages; this one's folder holds checkpoint.pt and log.jsonl.
+        minutes: after which to save and stop; None for no limit.
+
+    Returns:
+        Steps done so far.
+
+    Raises:
+        TrainingError: the checkpoint was made with other data or sizes, or a gradient is not finite.
+    """
+    folder = directory / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    step = _resume(stage, folder / "checkpoint.pt")
+    started = saved = time.monotonic()
+    sums: dict[str, float] = {}
+    count = 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns) as progress,
+        (folder / "log.jsonl").open("a") as log,
+        _stop_signals() as stop,
+    ):
+        bar = progress.add_task(stage.name, total=stage.config.steps, completed=step)
+        while step < stage.config.steps and not stop:
+            for name, value in stage.update(step, step_generator(stage.config.seed, step)).items():
+                sums[name] = sums.get(name, 0.0) + value
+            step, count = step + 1, count + 1
+            now = time.monotonic()
+            over = bool(stop) or (minutes is not None and now - started > 60 * minutes)
+            last = over or step == stage.config.steps
+            if count == 50 or last:
+                entry = {name: value / count for name, value in sums.items()}
+                text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
+                progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
+                entry = {"step": step, "seconds": round(now - started, 1), **entry}
+                print(json.dumps(entry), file=log, flush=True)
+                sums, count = {}, 0
+            if last or now - saved > stage.config.save_seconds:
+                _save(stage, folder / "checkpoint.pt", step)
+                saved = time.monotonic()
+            if over:
+                break
+    return step
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Yield a list that fills when the process is asked to end, so that it ends between two steps, saved."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda number, _: received.append(number)) for each in watched]
+    try:
+        yield received
+    finally:
+        for each, handler in zip(watched, before, strict=True):
+            signal.signal(each, handler)
+
+
+def averaged(self) -> nn.Module:
+        """Return a copy of the module with the averaged weights, without gradients."""
+        average = copy.deepcopy(self.module).requires_grad_(False).eval()
+        trained = [
+            new
+            for new, old in zip(average.parameters(), self.module.parameters(), strict=True)
+            if old.requires_grad
+        ]
+        for parameter, value in zip(trained, self.ema, strict=True):
+            parameter.data.copy_(value)
+        return average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs."""
+        return {
+            "module": self.module.state_dict(),
+            "names": self.names,
+            "wide": [each.detach() for each in self.wide],
+            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
+            "ema": self.ema,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was."""
+        self.module.load_state_dict(state["module"])
+        with torch.no_grad():
+            for wide, value in zip(self.wide, state["wide"], strict=True):
+                wide.copy_(value)
+        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        for average, value in zip(self.ema, state["ema"], strict=True):
+            average.copy_(value)
+
+
+class Stage(ABC):
+    """One stage of training.
+
+    Attributes:
+        name: of its folder.
+        config: of the loop.
+        trained: modules by name.
+        about: what the checkpoint says of the data and sizes it depends on; a run resumes only on the same.
+    """
+
+    name: str
+
+    def __init__(self, config: LoopConfig, about: dict[str, Any]) -> None:
+        self.config, self.about = config, about
+        self.trained: dict[str, Trained] = {}
+
+    @abstractmethod
+    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Take one step, drawing only from ``generator``, and return what to log."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -193,6 +322,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
+
+    Ctrl-C and a request to terminate end it after the step at hand, saved.
 
     Args:
         stage: freshly built.
@@ -255,9 +386,9 @@ def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None
         if name not in state:
             raise TrainingError(f"{file} must hold {name}, got {', '.join(state)}")
         module.load_state_dict(state[name]["module"])
-        trained = [each for each in module.parameters() if each.requires_grad]
-        for parameter, value in zip(trained, state[name]["ema"], strict=True):
-            parameter.data.copy_(value)
+        parameters = dict(module.named_parameters())
+        for parameter, value in zip(state[name]["names"], state[name]["ema"], strict=True):
+            parameters[parameter].data.copy_(value)
 
 
 def read_log(folder: Path) -> Iterable[dict[str, float]]:
