@@ -184,6 +184,8 @@ def velocities(
     sigmas: Tensor,
     progress: Tensor,
     history: Tensor,
+    *,
+    committed: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
     """Predict the velocities of several noisy versions of a batch's chunks.
 
@@ -196,6 +198,7 @@ def velocities(
         sigmas: [batch, draws].
         progress: [batch], tokens said.
         history: [batch, history_tokens, channels].
+        committed: whether the memory holds this model's conditioning for this batch already.
 
     Returns:
         Per draw, video and audio velocity in fp32.
@@ -213,7 +216,8 @@ def velocities(
             progress,
         )
     modulation = model.dit.modulation(sigmas.T.flatten())
-    commit(model.dit, memory, batch, modulation)
+    if not committed:
+        commit(model.dit, memory, batch, modulation)
     made = []
     for draw in range(draws):
         step = torch.arange(count, dtype=torch.int32, device=device) + draw * count
