@@ -64,7 +64,9 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     device = vae.latents_mean.device
     for index in track(range(recordings), description="video latents"):
         identity = Identity.sample(index)
-        frames = torch.cat((reference(identity, size)[None], draw(identity, pose(corpus[index], index), size)))
+        frames = torch.cat(
+            (reference(identity, size)[None], draw(identity, pose(corpus[index], index), size))
+        )
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encode(frames[None].to(device))[0]
         parts.append(latents.half().cpu())
@@ -219,8 +221,8 @@ def velocities(
     if not committed:
         commit(model.dit, memory, batch, modulation)
     made = []
-    for draw in range(draws):
-        step = torch.arange(count, dtype=torch.int32, device=device) + draw * count
-        v = model.dit.step(x_video[draw], x_audio[draw], conditions[:, draw], step, modulation, memory)
+    for index in range(draws):
+        step = torch.arange(count, dtype=torch.int32, device=device) + index * count
+        v = model.dit.step(x_video[index], x_audio[index], conditions[:, index], step, modulation, memory)
         made.append((v[0].float(), v[1].float()))
     return made

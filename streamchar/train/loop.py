@@ -1,7 +1,7 @@
 """The training loop: resumable, seeded by step, with an averaged copy of the weights and curves to look at.
 
-All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from its
-last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
+All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from
+its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
 """
 
 import copy
@@ -66,7 +66,8 @@ class LoopConfig:
 class Trained:
     """A module with its optimiser and its averaged copy.
 
-    A module in 16 bits is trained through a copy of its weights in fp32, which steps too small for it add up in.
+    A module in 16 bits is trained through a copy of its weights in fp32, in which steps too small for it add
+    up.
 
     Args:
         module: its parameters that require a gradient are trained.
@@ -84,7 +85,9 @@ class Trained:
     ) -> None:
         self.module, self.config = module, config
         self.parameters = [each for each in module.parameters() if each.requires_grad]
-        self.wide = [each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters]
+        self.wide = [
+            each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
+        ]
         in_matrices = {id(each) for each in matrices(module)} if config.matrix_lr else set()
         pairs = list(zip(self.parameters, self.wide, strict=True))
         by_muon = [wide for narrow, wide in pairs if id(narrow) in in_matrices]
@@ -108,7 +111,7 @@ class Trained:
                 group["lr"] = rate * self.config.pace(step)
         for parameter in self.parameters:
             parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for wide, parameter in zip(self.wide, self.parameters, strict=True):
             wide.grad = None if parameter.grad is None else parameter.grad.to(wide.dtype)
         norm = nn.utils.clip_grad_norm_(self.wide, self.config.clip)
@@ -223,7 +226,11 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
                 entry = {name: value / count for name, value in sums.items()}
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
-                print(json.dumps({"step": step, "seconds": round(now - started, 1), **entry}), file=log, flush=True)
+                print(
+                    json.dumps({"step": step, "seconds": round(now - started, 1), **entry}),
+                    file=log,
+                    flush=True,
+                )
                 sums, count = {}, 0
             if last or now - saved > stage.config.save_seconds:
                 _save(stage, folder / "checkpoint.pt", step)

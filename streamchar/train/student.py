@@ -67,7 +67,8 @@ class StudentStage(Stage):
             model.load_state_dict(teacher.state_dict())
             model.orchestrator.requires_grad_(False)
         self.memory = {
-            name: KVMemory(preset, config.batch, device, torch.bfloat16) for name in ("student", "score", "teacher")
+            name: KVMemory(preset, config.batch, device, torch.bfloat16)
+            for name in ("student", "score", "teacher")
         }
         self.levels = (*preset.sampler.sigmas, 0.0)
         scores = replace(config, lr=config.lr * SCORE_RATE)

@@ -33,7 +33,9 @@ class VaeStage(Stage):
 
     name = "vae"
 
-    def __init__(self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG) -> None:
+    def __init__(
+        self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG
+    ) -> None:
         super().__init__(config, {"corpus": corpus.about["key"], "vae": repr(preset.vae)})
         torch.manual_seed(config.seed)
         self.corpus, self.device = corpus, device
