@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .capture import GraphPool
-from .checkpoint import load_preset, load_pretrained, save_pretrained
+from .checkpoint import CheckpointError, load_preset, load_pretrained, save_pretrained, shipped_weights
 from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
 from .config import Preset, preset
@@ -102,29 +102,33 @@ class StreamCharEngine:
         cls,
         name: str,
         *,
-        random_weights: bool,
+        random_weights: bool = False,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_sessions: int = 1,
     ) -> "StreamCharEngine":
-        """Build an engine with random weights: its latency is that of trained ones, its media are noise.
+        """Build an engine with the weights that ship for a preset, or with random ones.
 
         Args:
             name: a preset, ``"tiny"`` or ``"5b"``.
-            random_weights: must be True; no preset ships trained weights yet.
-            seed: of the weights.
+            random_weights: draw the weights: latency is that of trained ones, the media are noise.
+            seed: of random weights.
             device: CUDA where there is one, unless given.
             dtype: bf16 on CUDA and fp32 elsewhere, unless given.
             max_sessions: see the class.
 
         Raises:
             ConfigError: there is no such preset.
-            ValueError: ``random_weights`` is False.
+            CheckpointError: no weights ship for it, and ``random_weights`` is False.
         """
-        if not random_weights:
-            raise ValueError(f"preset {name!r} must be opened with random_weights=True; no weights ship yet")
         config = preset(name)
+        if not random_weights:
+            shipped = shipped_weights(name)
+            if shipped is None:
+                remedy = "give from_pretrained() a checkpoint, or random_weights=True to measure latency"
+                raise CheckpointError(name, "has no weights in this package", remedy)
+            return cls.from_pretrained(shipped, device=device, dtype=dtype, max_sessions=max_sessions)
         device, dtype = _defaults(device, dtype)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

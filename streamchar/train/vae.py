@@ -12,9 +12,9 @@ from .clips import draw, pixel_weights, pose
 from .loop import LoopConfig, Stage, Trained
 
 CONFIG = LoopConfig(steps=2200, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
-#: Latents of a clip after its first. Short clips show more faces for the same work; the last part of the run
-#: takes longer ones, whose convolutions see their whole past.
-LATENTS, LONG_LATENTS, LONG_FROM = 1, 4, 0.75
+#: Latents of a clip after its first. Short clips show more faces for the same work; every third step takes
+#: longer ones, whose convolutions see their whole past.
+LATENTS, LONG_LATENTS, LONG_EVERY = 1, 4, 3
 #: Clips that open with the reference image, as sessions do.
 OPENING = 0.5
 #: Noise on the latents, so that those near one another decode alike: a flow never hits one exactly. A learned
@@ -47,7 +47,7 @@ class VaeStage(Stage):
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
-        long = step >= LONG_FROM * self.config.steps
+        long = step % LONG_EVERY == 0
         frames = self._clips(LONG_LATENTS if long else LATENTS, generator).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.vae.encode(frames)
