@@ -42,12 +42,14 @@ class DurationPredictor(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw random weights; predictions start near :data:`TYPICAL`."""
         nn.init.normal_(self.embed.weight, generator=generator)
-        for conv in self.convs:
-            nn.init.normal_(conv.weight, std=(conv.weight[0].numel()) ** -0.5, generator=generator)
-            nn.init.zeros_(conv.bias)
-        for norm in self.norms:
-            nn.init.ones_(norm.weight)
-            nn.init.zeros_(norm.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
         nn.init.normal_(self.out.weight, std=0.1 * self.out.in_features**-0.5, generator=generator)
         nn.init.zeros_(self.out.bias)
 
@@ -63,7 +65,7 @@ class DurationPredictor(nn.Module):
             # What lies outside must look the same however long the buffer is.
             seen = x.masked_fill(~valid[..., None], 0.0).transpose(1, 2)
             x = x + F.gelu(norm(conv(seen).transpose(1, 2)))
-        log_duration = self.out(x).squeeze(-1).float()
+        log_duration: Tensor = self.out(x).squeeze(-1).float()
         return (TYPICAL * log_duration.clamp(-5, 5).exp()).masked_fill(~valid, 0.0)
 
 

@@ -104,11 +104,12 @@ class ProgressPointer(nn.Module):
             conditions: [batch, tokens, dim], audio conditions c_a.
             states: [batch, capacity, dim], transcript states.
             lengths: [batch], int32, valid transcript tokens of each row.
+            prior: [batch, tokens, capacity], added to the attention's logits, where there is one.
 
         Returns:
             [batch, tokens], float32 (float64 for float64 input), between 0 and the row's length.
         """
-        return self.locate(conditions, self.keys(states, lengths), lengths)
+        return self.locate(conditions, self.keys(states, lengths), lengths, prior)
 
 
 def _valid(lengths: Tensor, capacity: int) -> Tensor:

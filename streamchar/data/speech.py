@@ -4,6 +4,7 @@ The transcript is phonemised word by word, as :class:`streamchar.text.TextWindow
 the tokens of training and of speaking are the same. Sentences are synthesised one by one and joined.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +97,8 @@ class Speaker:
                 lead = max(spans[0] - DURATION_DELAY - LEAD, 0.0)
                 audio = audio[round(lead * SAMPLE_RATE) :]
                 spans[1] += spans[0] - lead
-            for position, word in enumerate(words):
-                word_ends.append(len(tokens) + sum(len(each) + 1 for each in words[: position + 1]) - 1)
+            lengths = itertools.accumulate(len(word) + 1 for word in words)
+            word_ends += [len(tokens) + length - 1 for length in lengths]
             tokens += ids
             # The silence that closes a sentence belongs to its last token.
             durations += [*spans[1:-2], spans[-2] + spans[-1]]

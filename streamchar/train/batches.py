@@ -19,7 +19,7 @@ def random_recordings(corpus: Corpus, count: int, generator: torch.Generator) ->
 
 
 def random_audio(corpus: Corpus, count: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Draw excerpts of so many whole tokens, [count, tokens * 1000] fp32; shorter recordings end in silence."""
+    """Draw excerpts of so many whole tokens, [count, tokens * 1000] fp32; short recordings end in silence."""
     audio = torch.zeros(count, tokens * SAMPLES_PER_FRAME)
     for row, recording in zip(audio, random_recordings(corpus, count, generator), strict=True):
         room = max(recording.frames - tokens, 0)

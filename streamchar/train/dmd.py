@@ -1,4 +1,4 @@
-"""Distribution matching distillation: pull a generator's samples from where they are common to where data are.
+"""Distribution matching distillation: pull samples from where the generator's are common to where data are.
 
 The gradient of the divergence between the generator's distribution and the data's, both blurred by noise, is
 the difference of their scores. A score at a noise level is known from the clean data that a denoiser predicts
@@ -15,9 +15,9 @@ from torch import Tensor
 def distribution_matching_loss(sample: Tensor, clean_real: Tensor, clean_made: Tensor) -> Tensor:
     """Return a loss whose gradient moves samples from the generator's distribution towards the data's.
 
-    Its value means nothing; its gradient with respect to ``sample`` is ``clean_made - clean_real``, divided for
-    each row by the mean distance of ``sample`` to ``clean_real`` and by the number of elements, so that all
-    noise levels count alike (DMD, equation 8).
+    Its value means nothing; its gradient with respect to ``sample`` is ``clean_made - clean_real``, divided
+    for each row by the mean distance of ``sample`` to ``clean_real`` and by the number of elements, so that
+    all noise levels count alike (DMD, equation 8).
 
     Args:
         sample: [batch, ...], clean data made by the generator, with its graph.

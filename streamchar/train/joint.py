@@ -221,8 +221,8 @@ def velocities(
     if not committed:
         commit(model.dit, memory, batch, modulation)
     made = []
-    for draw in range(draws):
-        step = torch.arange(count, dtype=torch.int32, device=device) + draw * count
-        v = model.dit.step(x_video[draw], x_audio[draw], conditions[:, draw], step, modulation, memory)
+    for index in range(draws):
+        step = torch.arange(count, dtype=torch.int32, device=device) + index * count
+        v = model.dit.step(x_video[index], x_audio[index], conditions[:, index], step, modulation, memory)
         made.append((v[0].float(), v[1].float()))
     return made

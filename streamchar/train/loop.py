@@ -1,7 +1,7 @@
 """The training loop: resumable, seeded by step, with an averaged copy of the weights and curves to look at.
 
-All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from its
-last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
+All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from
+its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
 """
 
 import copy
@@ -69,7 +69,8 @@ class LoopConfig:
 class Trained:
     """A module with its optimiser and its averaged copy.
 
-    A module in 16 bits is trained through a copy of its weights in fp32, which steps too small for it add up in.
+    A module in 16 bits is trained through a copy of its weights in fp32, in which steps too small for it add
+    up.
 
     Args:
         module: its parameters that require a gradient are trained.
@@ -114,7 +115,7 @@ class Trained:
                 group["lr"] = rate * self.config.pace(step)
         for parameter in self.parameters:
             parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for wide, parameter in zip(self.wide, self.parameters, strict=True):
             wide.grad = None if parameter.grad is None else parameter.grad.to(wide.dtype)
         norm = nn.utils.clip_grad_norm_(self.wide, self.config.clip)

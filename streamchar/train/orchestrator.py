@@ -1,4 +1,4 @@
-"""Pretrain the orchestrator on speech alone: flow matching on audio latents, pointer and durations supervised.
+"""Pretrain the orchestrator on speech: flow matching on audio latents, pointer and durations supervised.
 
 The states at the chunk's positions must tell the velocity of the audio through one linear map, which is what
 makes them conditions worth having; the map itself is dropped afterwards.

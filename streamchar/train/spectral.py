@@ -1,6 +1,7 @@
 """Losses and discriminators on spectra, for the vocoder."""
 
 import functools
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,8 @@ def spectrum(audio: Tensor, length: int) -> Tensor:
     """Return the complex spectrum of [batch, samples], [batch, frames, bins], of unit gain for a sine."""
     window = _window(length).to(audio.device)
     frames = audio.unfold(1, length, length // 4) * (window / window.sum())
-    return torch.fft.rfft(frames)
+    transformed: Tensor = torch.fft.rfft(frames)
+    return transformed
 
 
 def spectral_loss(made: Tensor, real: Tensor, sample_rate: int = 24000) -> Tensor:
@@ -35,7 +37,8 @@ def spectral_loss(made: Tensor, real: Tensor, sample_rate: int = 24000) -> Tenso
         real: the same shape.
         sample_rate: of both.
 
-    Source: multi-resolution STFT loss, arXiv 1910.11480 section 2.2; log-mel distance, Vocos, arXiv 2306.00814.
+    Source: multi-resolution STFT loss, arXiv 1910.11480 section 2.2; log-mel distance, Vocos, arXiv
+    2306.00814.
     """
     total = made.new_zeros(())
     for length in WINDOWS:
@@ -60,7 +63,7 @@ class SpectrumDiscriminator(nn.Module):
         sizes = (2, channels, channels, 2 * channels, 2 * channels)
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, (3, 8), stride=(1, 1 if index == 0 else 4), padding=(1, 4))
-            for index, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for index, (a, b) in enumerate(itertools.pairwise(sizes))
         )
         self.out = nn.Conv2d(sizes[-1], 1, 3, padding=1)
 

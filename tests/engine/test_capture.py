@@ -7,7 +7,7 @@ import torch
 
 from streamchar import engine as engine_module
 from streamchar.capture import GraphPool
-from streamchar.kernels import attention_torch
+from streamchar.kernels import _rows, attention_torch
 from tests.engine.recorded import FORBIDDEN, LivePool, RecordingPool
 from tests.engine.small import TEXT, build, fixed_tensors, media, picture, take
 
@@ -22,8 +22,9 @@ def built(pool):
 
 @pytest.fixture(scope="module")
 def masked():
-    """Take the path of a GPU: on a CPU attention otherwise reads its table of segments on the host."""
+    """Take the path of a GPU: on a CPU tables of segments and rows are otherwise read on the host."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_rows, "_tokens_agree", lambda index: False)
         patch.setattr(attention_torch, "_attend_by_row", attention_torch._attend_masked)
         yield
 

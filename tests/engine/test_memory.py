@@ -8,6 +8,7 @@ import torch
 from streamchar.config import ChunkConfig, DiTConfig, PictureConfig, Preset, preset
 from streamchar.kernels import KernelArgumentError
 from streamchar.memory import ROLES, SEGMENTS, KVMemory
+from tests.engine.small import SMALL
 
 
 def small_preset() -> Preset:
@@ -17,6 +18,7 @@ def small_preset() -> Preset:
         dit=DiTConfig(
             dim=128, layers=2, heads=2, head_dim=64, video_ffn=160, audio_ffn=96, audio_channels=32
         ),
+        vae=SMALL.vae,
         picture=PictureConfig(height=32, width=48, spatial_stride=8, channels=16, patch=2),
         chunk=ChunkConfig(latent_frames=3, sink_latents=3, motion_latents=2),
     )

@@ -18,6 +18,7 @@ from streamchar.kernels import KernelArgumentError
 from streamchar.memory import KVMemory
 from streamchar.model import JointDiT, Modulation
 from streamchar.numerics import assert_close, relative_error
+from tests.engine.small import SMALL
 
 LAYERS = 3
 GROWTH = 10.0 * (LAYERS + 1)
@@ -36,6 +37,7 @@ def small_preset(head_dim: int = 64) -> Preset:
             audio_ffn=96,
             audio_channels=32,
         ),
+        vae=SMALL.vae,
         picture=PictureConfig(height=32, width=48, spatial_stride=8, channels=16, patch=2),
         chunk=ChunkConfig(latent_frames=3, sink_latents=3, motion_latents=2),
     )

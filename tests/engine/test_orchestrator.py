@@ -266,18 +266,20 @@ def test_random_weights_of_the_tiny_preset_have_unit_activations(device):
     torch.manual_seed(0)
     config = preset("tiny")
     orchestrator = Orchestrator.from_preset(config).to(device)
-    assert orchestrator.history_tokens == config.history_tokens == 48
+    assert orchestrator.history_tokens == config.history_tokens
     assert sum(p.numel() for p in orchestrator.parameters()) < 6e6
     state = orchestrator.new_state(1)
-    ids = torch.randint(0, 256, (1, 256), device=device)
-    history = torch.randn(1, 360, 32, device=device)
-    spoken, heard = (torch.tensor([n], dtype=torch.int32, device=device) for n in (200, 300))
+    channels, text = config.dit.audio_channels, config.orchestrator.transcript_tokens
+    ids = torch.randint(0, config.orchestrator.vocabulary, (1, text), device=device)
+    history = torch.randn(1, config.history_tokens, channels, device=device)
+    used = 3 * text // 4, 5 * config.history_tokens // 6
+    spoken, heard = (torch.tensor([n], dtype=torch.int32, device=device) for n in used)
     orchestrator.prefill(state, ids, spoken, history, heard)
-    x_audio, sigma = torch.randn(1, 32, 32, device=device), torch.ones(1, device=device)
-    conditions, position = orchestrator.step(state, x_audio, sigma)
+    x_audio = torch.randn(1, config.audio_tokens, channels, device=device)
+    conditions, position = orchestrator.step(state, x_audio, torch.ones(1, device=device))
     assert conditions.std().item() == pytest.approx(1.0, abs=0.1)
-    assert ((position > 0) & (position < 200)).all()
-    values = state.v[:, :, :200]
+    assert ((position > 0) & (position < used[0])).all()
+    values = state.v[:, :, : used[0]]
     assert 0.5 < values.std().item() < 2.0
 
 

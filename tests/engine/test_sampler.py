@@ -21,6 +21,7 @@ from streamchar.memory import KVMemory
 from streamchar.model import JointDiT
 from streamchar.numerics import assert_close, relative_error
 from streamchar.sampler import Conditions, Denoiser
+from tests.engine.small import SMALL
 
 
 def small_preset() -> Preset:
@@ -29,6 +30,7 @@ def small_preset() -> Preset:
         dit=DiTConfig(
             dim=128, layers=2, heads=2, head_dim=64, video_ffn=160, audio_ffn=96, audio_channels=32
         ),
+        vae=SMALL.vae,
         picture=PictureConfig(height=32, width=48, spatial_stride=8, channels=16, patch=2),
         chunk=ChunkConfig(latent_frames=3, sink_latents=3, motion_latents=2),
     )
@@ -258,11 +260,12 @@ def test_weights_that_change_are_taken_up(device):
 
 
 def test_the_tiny_preset_makes_a_finite_chunk_of_its_full_size(device):
-    scene = Scene(device, config=preset("tiny"))
+    config = preset("tiny")
+    scene = Scene(device, config=config)
     video, audio = scene.run(scene.c_a)
     scene.commit("motion", video)
-    assert video.shape == (1, 8, 16, 12, 12)
-    assert audio.shape == (1, 32, 32)
+    assert video.shape == (1, config.chunk.latent_frames, config.picture.channels, *config.picture.latent_size)
+    assert audio.shape == (1, config.audio_tokens, config.dit.audio_channels)
     assert torch.isfinite(video).all()
     assert torch.isfinite(audio).all()
 

@@ -51,6 +51,10 @@ def test_the_bytes_of_a_session_are_those_that_an_engine_takes():
         engine = build(max_sessions=sessions)
         weights = {t.data_ptr() for part in (engine.dit, engine.orchestrator) for t in part.parameters()}
         weights |= {t.data_ptr() for part in (engine.vae, engine.vocoder) for t in part.parameters()}
+        # Schedules belong to lanes, and there is one lane more than sessions where there are several.
+        lanes = engine._passes._lane, *(row.lane for row in engine._passes.rows)
+        for denoiser in (lane._denoiser for lane in lanes):
+            weights |= {t.untyped_storage().data_ptr() for t in (denoiser.sigmas, *denoiser.modulation)}
         storages = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in fixed_tensors(engine)
         }
@@ -59,8 +63,8 @@ def test_the_bytes_of_a_session_are_those_that_an_engine_takes():
     (one, first), (two, second) = taken(1), taken(2)
     session = sum(one.stats().session_bytes.values())
     assert two.stats().memory_bytes == 2 * session
-    # What a second session adds, but for the few indices and schedules that every lane has.
-    assert session * 0.98 <= second - first <= session * 1.02
+    # What a second session adds, but for the few indices that every lane has.
+    assert session * 0.99 <= second - first <= session * 1.01
 
 
 def parts(name):
