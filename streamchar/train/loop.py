@@ -4,7 +4,6 @@ All randomness of a step comes from a generator seeded with (seed, step), so a k
 its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -132,18 +131,6 @@ class Trained:
         torch._foreach_lerp_(self.ema, [each.detach() for each in self.wide], 1 - decay)
         return float(norm)
 
-    def averaged(self) -> nn.Module:
-        """Return a copy of the module with the averaged weights, without gradients."""
-        average = copy.deepcopy(self.module).requires_grad_(False).eval()
-        trained = [
-            new
-            for new, old in zip(average.parameters(), self.module.parameters(), strict=True)
-            if old.requires_grad
-        ]
-        for parameter, value in zip(trained, self.ema, strict=True):
-            parameter.data.copy_(value)
-        return average
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         return {
@@ -258,119 +245,6 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for each, handler in zip(watched, before, strict=True):
             signal.signal(each, handler)
-
-
-def averaged(self) -> nn.Module:
-        """Return a copy of the module with the averaged weights, without gradients."""
-        average = copy.deepcopy(self.module).requires_grad_(False).eval()
-        trained = [
-            new
-            for new, old in zip(average.parameters(), self.module.parameters(), strict=True)
-            if old.requires_grad
-        ]
-        for parameter, value in zip(trained, self.ema, strict=True):
-            parameter.data.copy_(value)
-        return average
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs."""
-        return {
-            "module": self.module.state_dict(),
-            "names": self.names,
-            "wide": [each.detach() for each in self.wide],
-            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
-            "ema": self.ema,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where :meth:`state_dict` was."""
-        self.module.load_state_dict(state["module"])
-        with torch.no_grad():
-            for wide, value in zip(self.wide, state["wide"], strict=True):
-                wide.copy_(value)
-        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        for average, value in zip(self.ema, state["ema"], strict=True):
-            average.copy_(value)
-
-
-class Stage(ABC):
-    """One stage of training.
-
-    Attributes:
-        name: of its folder.
-        config: of the loop.
-        trained: modules by name.
-        about: what the checkpoint says of the data and sizes it depends on; a run resumes only on the same.
-    """
-
-    name: str
-
-    def __init__(self, config: LoopConfig, about: dict[str, Any]) -> None:
-        self.config, self.about = config, about
-        self.trained: dict[str, Trained] = {}
-
-    @abstractmethod
-    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
-        """Take one step, drawing only from ``generator``, and return what to log."""
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Return the generator of a step, on the CPU."""
-    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
-    """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
-
-    Ctrl-C and a request to terminate end it after the step at hand, saved.
-
-    Args:
-        stage: freshly built.
-        directory: of all stages; this one's folder holds checkpoint.pt and log.jsonl.
-        minutes: after which to save and stop; None for no limit.
-
-    Returns:
-        Steps done so far.
-
-    Raises:
-        TrainingError: the checkpoint was made with other data or sizes, or a gradient is not finite.
-    """
-    folder = directory / stage.name
-    folder.mkdir(parents=True, exist_ok=True)
-    step = _resume(stage, folder / "checkpoint.pt")
-    started = saved = time.monotonic()
-    sums: dict[str, float] = {}
-    count = 0
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
-        bar = progress.add_task(stage.name, total=stage.config.steps, completed=step)
-        while step < stage.config.steps:
-            for name, value in stage.update(step, step_generator(stage.config.seed, step)).items():
-                sums[name] = sums.get(name, 0.0) + value
-            step, count = step + 1, count + 1
-            now = time.monotonic()
-            over = minutes is not None and now - started > 60 * minutes
-            last = over or step == stage.config.steps
-            if count == 50 or last:
-                entry = {name: value / count for name, value in sums.items()}
-                text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
-                progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
-                print(
-                    json.dumps({"step": step, "seconds": round(now - started, 1), **entry}),
-                    file=log,
-                    flush=True,
-                )
-                sums, count = {}, 0
-            if last or now - saved > stage.config.save_seconds:
-                _save(stage, folder / "checkpoint.pt", step)
-                if scores := stage.evaluate():
-                    print(json.dumps({"step": step, **scores}), file=log, flush=True)
-                saved = time.monotonic()
-            if over:
-                break
-    return step
 
 
 def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None:
