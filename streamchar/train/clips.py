@@ -11,7 +11,7 @@ from ..text import PhonemeTokenizer
 
 FRAME_RATE = 24
 #: Weight of pixels in a loss: a viewer looks at the face, and most of all at the mouth.
-FACE_WEIGHT, MOUTH_WEIGHT = 2.0, 6.0
+FACE_WEIGHT, MOUTH_WEIGHT = 2.0, 12.0
 
 
 @functools.cache
