@@ -386,7 +386,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "tiny": Preset(
             name="tiny",
             dit=DiTConfig(
-                dim=256, layers=6, heads=4, head_dim=64, video_ffn=768, audio_ffn=384, audio_channels=64
+                dim=256, layers=6, heads=4, head_dim=64, video_ffn=768, audio_ffn=256, audio_channels=64
             ),
             picture=PictureConfig(height=96, width=96, spatial_stride=16, channels=48, patch=1),
             orchestrator=OrchestratorConfig(

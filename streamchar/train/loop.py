@@ -4,13 +4,15 @@ All randomness of a step comes from a generator seeded with (seed, step), so a k
 its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
 """
 
-import copy
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,8 @@ class Trained:
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         self.module, self.config = module, config
-        self.parameters = [each for each in module.parameters() if each.requires_grad]
+        named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
+        self.names, self.parameters = [name for name, _ in named], [each for _, each in named]
         self.wide = [
             each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
         ]
@@ -128,22 +131,11 @@ class Trained:
         torch._foreach_lerp_(self.ema, [each.detach() for each in self.wide], 1 - decay)
         return float(norm)
 
-    def averaged(self) -> nn.Module:
-        """Return a copy of the module with the averaged weights, without gradients."""
-        average = copy.deepcopy(self.module).requires_grad_(False).eval()
-        trained = [
-            new
-            for new, old in zip(average.parameters(), self.module.parameters(), strict=True)
-            if old.requires_grad
-        ]
-        for parameter, value in zip(trained, self.ema, strict=True):
-            parameter.data.copy_(value)
-        return average
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         return {
             "module": self.module.state_dict(),
+            "names": self.names,
             "wide": [each.detach() for each in self.wide],
             "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
             "ema": self.ema,
@@ -181,10 +173,6 @@ class Stage(ABC):
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step, drawing only from ``generator``, and return what to log."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Return figures on held-out data, logged when the run is saved; by default none."""
-        return {}
-
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the generator of a step, on the CPU."""
@@ -194,6 +182,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
+
+    Ctrl-C and a request to terminate end it after the step at hand, saved.
 
     Args:
         stage: freshly built.
@@ -213,33 +203,48 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     sums: dict[str, float] = {}
     count = 0
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
+    with (
+        Progress(*columns) as progress,
+        (folder / "log.jsonl").open("a") as log,
+        _stop_signals() as stop,
+    ):
         bar = progress.add_task(stage.name, total=stage.config.steps, completed=step)
-        while step < stage.config.steps:
+        while step < stage.config.steps and not stop:
             for name, value in stage.update(step, step_generator(stage.config.seed, step)).items():
                 sums[name] = sums.get(name, 0.0) + value
             step, count = step + 1, count + 1
             now = time.monotonic()
-            over = minutes is not None and now - started > 60 * minutes
+            over = bool(stop) or (minutes is not None and now - started > 60 * minutes)
             last = over or step == stage.config.steps
             if count == 50 or last:
                 entry = {name: value / count for name, value in sums.items()}
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
-                print(
-                    json.dumps({"step": step, "seconds": round(now - started, 1), **entry}),
-                    file=log,
-                    flush=True,
-                )
+                entry = {"step": step, "seconds": round(now - started, 1), **entry}
+                print(json.dumps(entry), file=log, flush=True)
                 sums, count = {}, 0
             if last or now - saved > stage.config.save_seconds:
                 _save(stage, folder / "checkpoint.pt", step)
-                if scores := stage.evaluate():
-                    print(json.dumps({"step": step, **scores}), file=log, flush=True)
                 saved = time.monotonic()
             if over:
                 break
     return step
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Yield a list that fills when the process is asked to end, so that it ends between two steps, saved."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, lambda number, _: received.append(number)) for each in watched]
+    try:
+        yield received
+    finally:
+        for each, handler in zip(watched, before, strict=True):
+            signal.signal(each, handler)
 
 
 def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None:
@@ -256,9 +261,9 @@ def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None
         if name not in state:
             raise TrainingError(f"{file} must hold {name}, got {', '.join(state)}")
         module.load_state_dict(state[name]["module"])
-        trained = [each for each in module.parameters() if each.requires_grad]
-        for parameter, value in zip(trained, state[name]["ema"], strict=True):
-            parameter.data.copy_(value)
+        parameters = dict(module.named_parameters())
+        for parameter, value in zip(state[name]["names"], state[name]["ema"], strict=True):
+            parameters[parameter].data.copy_(value)
 
 
 def read_log(folder: Path) -> Iterable[dict[str, float]]:

@@ -11,13 +11,9 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
+from . import orchestrator, student, teacher, vae, vocoder
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
-from .orchestrator import OrchestratorStage, SpeechModel, audio_latents
-from .student import StudentStage
-from .teacher import TeacherStage
-from .vae import VaeStage
-from .vocoder import VocoderStage, fit_encoder
 
 #: Recordings that are drawn and encoded, each with an identity of its own.
 VIDEOS = 400
@@ -40,12 +36,12 @@ class Workshop:
         self.root, self.preset, self.device, self.videos = root, preset, device, videos
         self.runs = root / "train"
         self._corpus_config = CorpusConfig(hours)
-        self._builders: dict[str, Callable[[], Stage]] = {
-            "vocoder": lambda: VocoderStage(self.preset, self.corpus(), self.device),
-            "vae": lambda: VaeStage(self.preset, self.corpus(), self.device),
-            "orchestrator": self._orchestrator,
-            "teacher": self._teacher,
-            "student": self._student,
+        self._builders: dict[str, tuple[LoopConfig, Callable[[LoopConfig], Stage]]] = {
+            "vocoder": (vocoder.CONFIG, self._vocoder),
+            "vae": (vae.CONFIG, self._vae),
+            "orchestrator": (orchestrator.CONFIG, self._orchestrator),
+            "teacher": (teacher.CONFIG, self._teacher),
+            "student": (student.CONFIG, self._student),
         }
 
     @property
@@ -69,22 +65,20 @@ class Workshop:
         """
         if name not in self._builders:
             raise TrainingError(f"stage must be one of {', '.join(self.stages)}, got {name!r}")
-        stage = self._builders[name]()
-        if loop is not None:
-            stage.config = loop(stage.config)
-        return stage
+        config, build = self._builders[name]
+        return build(config if loop is None else loop(config))
 
     def vocoder(self) -> Vocoder:
         """Return the trained vocoder."""
-        vocoder = Vocoder.from_preset(self.preset)
-        averaged(self.runs, "vocoder", {"vocoder": vocoder})
-        return vocoder
+        codec = Vocoder.from_preset(self.preset)
+        averaged(self.runs, "vocoder", {"vocoder": codec})
+        return codec
 
     def vae(self) -> Vae:
         """Return the trained VAE, its latents not yet normalised."""
-        vae = Vae(self.preset.vae, self.device)
-        averaged(self.runs, "vae", {"vae": vae})
-        return vae
+        codec = Vae(self.preset.vae, self.device)
+        averaged(self.runs, "vae", {"vae": codec})
+        return codec
 
     def joint(self, stage: str) -> JointModel:
         """Return the joint model of a trained stage, ``"teacher"`` or ``"student"``."""
@@ -96,9 +90,9 @@ class Workshop:
         """Return the audio latents of the corpus, encoded once."""
         file = self.root / "audio_latents.pt"
         if not file.is_file():
-            vocoder = Vocoder.from_preset(self.preset).to(self.device)
-            fit_encoder(vocoder, self.corpus())
-            torch.save(audio_latents(vocoder, self.corpus()), file)
+            codec = Vocoder.from_preset(self.preset).to(self.device)
+            vocoder.fit_encoder(codec, self.corpus())
+            torch.save(orchestrator.audio_latents(codec, self.corpus()), file)
         latents: Tensor = torch.load(file, weights_only=True)
         return latents
 
@@ -114,20 +108,25 @@ class Workshop:
     def normalised(self) -> Preset:
         """Return the preset whose VAE gives latents of mean 0 and variance 1."""
         video = self.video()
-        vae = replace(
-            self.preset.vae, latents_mean=tuple(video.mean.tolist()), latents_std=tuple(video.std.tolist())
-        )
-        return replace(self.preset, vae=vae)
+        statistics = {"latents_mean": tuple(video.mean.tolist()), "latents_std": tuple(video.std.tolist())}
+        return replace(self.preset, vae=replace(self.preset.vae, **statistics))
 
-    def _orchestrator(self) -> Stage:
-        return OrchestratorStage(self.preset, self.corpus(), self.audio(), self.device)
+    def _vocoder(self, config: LoopConfig) -> Stage:
+        return vocoder.VocoderStage(self.preset, self.corpus(), self.device, config)
 
-    def _teacher(self) -> Stage:
-        speech = SpeechModel(self.preset)
+    def _vae(self, config: LoopConfig) -> Stage:
+        return vae.VaeStage(self.preset, self.corpus(), self.device, config)
+
+    def _orchestrator(self, config: LoopConfig) -> Stage:
+        return orchestrator.OrchestratorStage(self.preset, self.corpus(), self.audio(), self.device, config)
+
+    def _teacher(self, config: LoopConfig) -> Stage:
+        speech = orchestrator.SpeechModel(self.preset)
         averaged(self.runs, "orchestrator", {"speech": speech})
         pretrained = speech.orchestrator, speech.velocity
-        return TeacherStage(self.preset, self.corpus(), self.audio(), self.video(), pretrained, self.device)
+        data = self.corpus(), self.audio(), self.video()
+        return teacher.TeacherStage(self.preset, *data, pretrained, self.device, config)
 
-    def _student(self) -> Stage:
-        teacher = self.joint("teacher")
-        return StudentStage(self.preset, self.corpus(), self.audio(), self.video(), teacher, self.device)
+    def _student(self, config: LoopConfig) -> Stage:
+        data = self.corpus(), self.audio(), self.video()
+        return student.StudentStage(self.preset, *data, self.joint("teacher"), self.device, config)

@@ -1,7 +1,5 @@
 """Train the joint audio-video transformer by flow matching: the many-step teacher."""
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_bat
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 
-CONFIG = LoopConfig(steps=3000, lr=1e-3, batch=8, warmup=100, ema=0.998)
+CONFIG = LoopConfig(steps=1200, lr=1e-3, batch=8, matrix_lr=0.02, warmup=30, ema=0.998)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
 
@@ -105,9 +103,3 @@ def flow_losses(
         for part in range(2)
     ]
     return {"video": losses[0], "audio": losses[1]}
-
-
-def normalised(preset: Preset, video: VideoLatents) -> Preset:
-    """Return the preset whose VAE gives latents of mean 0 and variance 1."""
-    vae = replace(preset.vae, latents_mean=tuple(video.mean.tolist()), latents_std=tuple(video.std.tolist()))
-    return replace(preset, vae=vae)

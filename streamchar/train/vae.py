@@ -11,7 +11,7 @@ from .batches import random_recordings
 from .clips import draw, pixel_weights, pose
 from .loop import LoopConfig, Stage, Trained
 
-CONFIG = LoopConfig(steps=2200, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
+CONFIG = LoopConfig(steps=1300, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
 #: Latents of a clip after its first. Short clips show more faces for the same work; every third step takes
 #: longer ones, whose convolutions see their whole past.
 LATENTS, LONG_LATENTS, LONG_EVERY = 1, 4, 3
