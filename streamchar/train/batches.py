@@ -113,4 +113,6 @@ def speech_batch(
         batch.history_lengths[row] = heard
         available = min(chunk, recording.frames - start)
         batch.audio[row, :available] = latents[offset : offset + available].float()
+        # A recording ends in silence, whose latent is not zero: that is the mean of all speech.
+        batch.audio[row, available:] = batch.audio[row, available - 1].clone()
     return batch
