@@ -83,6 +83,8 @@ class Workshop:
     def joint(self, stage: str) -> JointModel:
         """Return the joint model of a trained stage, ``"teacher"`` or ``"student"``."""
         model = JointModel(self.preset)
+        # As both stages train it; their averages hold no more.
+        model.orchestrator.requires_grad_(False)
         averaged(self.runs, stage, {"joint": model})
         return model
 
