@@ -1,4 +1,4 @@
-"""Synthesised speech: its tokens are those that a session makes of the text, and their times are the audio's."""
+"""Synthesised speech: its tokens are those a session makes of the text, and their times are the audio's."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ CONFIG = LoopConfig(steps=6, lr=0.01, batch=4, warmup=2, ema=0.9, save_seconds=1
 WITH_MUON = LoopConfig(steps=6, lr=0.01, batch=4, matrix_lr=0.02, warmup=2, ema=0.9, save_seconds=1e9)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends a run where a signal would."""
 
 
@@ -41,7 +41,7 @@ class Regression(Stage):
 
     def update(self, step, generator):
         if step == self.kill_at:
-            raise Killed
+            raise KilledError
         x = torch.randn(self.config.batch, 3, generator=generator)
         logged = {}
         for name, trained in self.trained.items():
@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit_as_if_it_had_not_been(config, dty
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     run(Regression(), tmp_path / "whole")
     run(Regression(), tmp_path / "parts", minutes=0)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(Regression(kill_at=4), tmp_path / "parts")
     resumed = Regression()
     run(resumed, tmp_path / "parts")
@@ -116,11 +116,11 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
     def killed(state, file):
         file.write_bytes(b"half")
-        raise Killed
+        raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", killed)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(Regression(), tmp_path, minutes=0)
     assert run(Regression(), tmp_path, minutes=0) == 2
 
@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(bad):
     net = nn.Linear(2, 1)
     trained = Trained(net, CONFIG)
     before = net.weight.detach().clone()
-    with pytest.raises(TrainingError, match="gradients must be finite, got .* at step 3"):
+    with pytest.raises(TrainingError, match=r"gradients must be finite, got .* at step 3"):
         trained.update(net(torch.ones(1, 2)).sum() * bad, 3)
     assert torch.equal(net.weight, before)
 

@@ -1,5 +1,7 @@
 """Losses on spectra and verdicts of discriminators, on values known beforehand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_equal_sounds_have_no_loss_and_it_grows_with_the_distance(rng):
     noise = torch.randn(real.shape, generator=rng)
     losses = [float(spectral_loss(real + level * noise, real)) for level in (0.0, 1e-3, 1e-2, 0.1, 1.0)]
     assert losses[0] == 0
-    assert all(a < b for a, b in zip(losses[:-1], losses[1:], strict=True))
+    assert all(a < b for a, b in pairwise(losses))
 
 
 def test_the_loss_hears_another_pitch_and_not_another_phase():
