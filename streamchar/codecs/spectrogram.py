@@ -49,7 +49,7 @@ class Spectrogram(nn.Module):
         window = torch.hann_window(config.n_fft, device=audio.device)
         spectrum = torch.fft.rfft(audio.unfold(1, config.n_fft, config.hop) * window).abs()
         bank = mel_bank(config.mels, config.n_fft, sample_rate).to(audio.device)
-        energies = (spectrum @ bank.T).clamp(min=FLOOR).log()
+        energies: Tensor = (spectrum @ bank.T).clamp(min=FLOOR).log()
         return energies.reshape(len(energies), -1, self.frames * config.mels)
 
     def project(self, log_mel: Tensor) -> Tensor:
