@@ -50,9 +50,9 @@ def test_a_step_has_the_size_of_its_rate_whatever_the_gradients(rng):
         assert values.median() > 0.6
 
 
-def test_ill_scaled_problems_are_solved_evenly(rng):
-    inputs = torch.randn(256, 8, generator=rng) * torch.logspace(0, -1, 8)
-    target = torch.randn(4, 8, generator=rng)
+def test_a_least_squares_problem_is_solved(rng):
+    inputs = torch.randn(256, 8, generator=rng)
+    target = 0.3 * torch.randn(4, 8, generator=rng)
     weight = torch.zeros(4, 8, requires_grad=True)
     optimiser = Muon([weight], lr=0.05)
     for step in range(300):
@@ -60,7 +60,7 @@ def test_ill_scaled_problems_are_solved_evenly(rng):
         optimiser.zero_grad()
         (inputs @ (weight - target).T).square().mean().backward()
         optimiser.step()
-    assert (weight - target).norm() < 0.1 * target.norm()
+    assert (weight - target).norm() < 0.01 * target.norm()
 
 
 def test_parameters_without_gradient_stay_and_decay_pulls_to_zero():
