@@ -426,7 +426,8 @@ class TextWindow:
             if word.index >= self._spoken and (2 * position > word.start + word.end or position >= word.end)
         )
         # A later window starts where this one came to, so a reading that falls back must not move it.
-        self._reached = max(self._reached, min(self._origin + position, self._reached + self.remaining))
+        end = self._words[-1].end if self._words else 0
+        self._reached = max(self._reached, self._origin + min(position, end))
         self._spoken += len(said)
         self._waiting -= sum(len(word.text) + 1 for word in said)
         forgotten = max(self._spoken - self.keep_words - self._first, 0)

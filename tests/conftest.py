@@ -32,3 +32,12 @@ def device() -> torch.device:
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     """Seed from the test's own name: fresh in every test, the same in every run."""
     return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory):
+    """A few recordings of synthesised speech, with the times of their phonemes."""
+    pytest.importorskip("hibari")
+    from streamchar.data.corpus import CorpusConfig, build_corpus
+
+    return build_corpus(tmp_path_factory.mktemp("corpus"), CorpusConfig(hours=0.006, sentences=(1, 2)))

@@ -99,6 +99,8 @@ def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> No
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".json", ".typed")
     }
+    for folder in ("streamchar/data/text", "streamchar/weights"):
+        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert names == expected
     assert {"streamchar/py.typed", "streamchar/kernels/py.typed"} <= names
     assert any(name.startswith("streamchar/kernels/") and name.endswith(".json") for name in names)

@@ -50,11 +50,12 @@ class Spectrogram(nn.Module):
         spectrum = torch.fft.rfft(audio.unfold(1, config.n_fft, config.hop) * window).abs()
         bank = mel_bank(config.mels, config.n_fft, sample_rate).to(audio.device)
         energies: Tensor = (spectrum @ bank.T).clamp(min=FLOOR).log()
-        return energies.flatten(1).unflatten(1, (-1, self.frames * config.mels))
+        return energies.reshape(len(energies), -1, self.frames * config.mels)
 
     def project(self, log_mel: Tensor) -> Tensor:
         """Return the latents of log-mel energies, [..., frames * mels] to [..., channels]."""
-        return (log_mel - self.mean.float()) @ self.basis.float().T
+        latents: Tensor = (log_mel - self.mean.float()) @ self.basis.float().T
+        return latents
 
     @torch.no_grad()
     def fit(self, log_mel: Tensor) -> float:

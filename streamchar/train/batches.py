@@ -96,7 +96,12 @@ def speech_batch(
         said = float(np.interp(start, edges, tokens))
         current = int(np.searchsorted(recording.words, said, side="right"))
         first_word = max(current - kept, 0)
-        first = int(recording.words[first_word - 1]) if first_word else 0
+        # Words already said give way to the one being said, as in the window of a session.
+        needed = int(recording.words[min(current, len(recording.words) - 1)])
+        first_words = np.concatenate(([0], recording.words))
+        while first_word < current and needed - first_words[first_word] > text:
+            first_word += 1
+        first = int(first_words[first_word])
         # Whole words, as the window holds them.
         last_word = int(np.searchsorted(recording.words, first + text, side="right"))
         last = int(recording.words[last_word - 1]) if last_word else first
@@ -113,4 +118,6 @@ def speech_batch(
         batch.history_lengths[row] = heard
         available = min(chunk, recording.frames - start)
         batch.audio[row, :available] = latents[offset : offset + available].float()
+        # A recording ends in silence, whose latent is not zero: that is the mean of all speech.
+        batch.audio[row, available:] = batch.audio[row, available - 1].clone()
     return batch

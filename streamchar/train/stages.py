@@ -108,8 +108,8 @@ class Workshop:
     def normalised(self) -> Preset:
         """Return the preset whose VAE gives latents of mean 0 and variance 1."""
         video = self.video()
-        statistics = {"latents_mean": tuple(video.mean.tolist()), "latents_std": tuple(video.std.tolist())}
-        return replace(self.preset, vae=replace(self.preset.vae, **statistics))
+        mean, std = tuple(video.mean.tolist()), tuple(video.std.tolist())
+        return replace(self.preset, vae=replace(self.preset.vae, latents_mean=mean, latents_std=std))
 
     def _vocoder(self, config: LoopConfig) -> Stage:
         return vocoder.VocoderStage(self.preset, self.corpus(), self.device, config)

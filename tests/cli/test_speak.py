@@ -17,7 +17,8 @@ def run(*arguments):
 
 def test_a_sentence_becomes_an_mp4_with_a_measured_summary(tmp_path):
     out = tmp_path / "out.mp4"
-    done = run("One two three.", "-o", out, "--seconds", 2.5, "--seed", 3)
+    text = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen."
+    done = run(text, "-o", out, "--seconds", 2.5, "--seed", 3)
     assert done.exit_code == 0, done.output
     media = read_back(out)
     assert media.frames.shape[0] == 64  # two chunks of 32 frames

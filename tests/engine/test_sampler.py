@@ -264,7 +264,12 @@ def test_the_tiny_preset_makes_a_finite_chunk_of_its_full_size(device):
     scene = Scene(device, config=config)
     video, audio = scene.run(scene.c_a)
     scene.commit("motion", video)
-    assert video.shape == (1, config.chunk.latent_frames, config.picture.channels, *config.picture.latent_size)
+    assert video.shape == (
+        1,
+        config.chunk.latent_frames,
+        config.picture.channels,
+        *config.picture.latent_size,
+    )
     assert audio.shape == (1, config.audio_tokens, config.dit.audio_channels)
     assert torch.isfinite(video).all()
     assert torch.isfinite(audio).all()

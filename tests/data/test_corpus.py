@@ -1,0 +1,80 @@
+"""The corpus: recordings of whole latents with the times of their tokens, the same for the same config."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("hibari")
+
+from streamchar.data.corpus import (
+    FRAMES_PER_LATENT,
+    SAMPLES_PER_FRAME,
+    Corpus,
+    CorpusConfig,
+    build_corpus,
+)
+
+SHORT = CorpusConfig(hours=0.002, seed=3, sentences=(1, 1))
+FILES = ("tokens.npy", "ends.npy", "words.npy", "audio.npy", "bounds.npy", "corpus.json")
+
+
+def test_recordings_hold_whole_latents(corpus):
+    assert len(corpus) > 1
+    for recording in corpus:
+        assert len(recording.audio) % (SAMPLES_PER_FRAME * FRAMES_PER_LATENT) == 0
+        assert recording.frames % FRAMES_PER_LATENT == 0
+    assert corpus.frames.tolist() == [recording.frames for recording in corpus]
+    assert sum(corpus.frames) * SAMPLES_PER_FRAME == corpus.about["samples"]
+
+
+def test_recordings_follow_one_another(corpus):
+    first = 0
+    for index, recording in enumerate(corpus):
+        assert (recording.index, recording.first_frame) == (index, first)
+        first += recording.frames
+
+
+def test_times_lie_within_the_recording_and_silence_follows(corpus):
+    for recording in corpus:
+        assert len(recording.ends) == len(recording.tokens) == recording.words[-1]
+        assert (np.diff(recording.ends) >= 0).all()
+        assert (np.diff(recording.words) > 0).all()
+        # Half a second of silence at least, so that the end is heard.
+        assert recording.ends[-1] < recording.frames - 11
+        assert not recording.audio[-11 * SAMPLES_PER_FRAME :].any()
+        assert np.abs(recording.audio).max() > 1000
+
+
+def test_the_same_config_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    for name, config in (("a", SHORT), ("b", SHORT), ("c", CorpusConfig(0.002, 4, (1, 1)))):
+        build_corpus(tmp_path / name, config)
+    a, b, c = ([(tmp_path / name / file).read_bytes() for file in FILES] for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_what_is_there_is_not_made_again_and_a_broken_build_is(tmp_path):
+    build_corpus(tmp_path, SHORT)
+    whole = (tmp_path / "tokens.npy").read_bytes()
+    time = (tmp_path / "tokens.npy").stat().st_mtime_ns
+    build_corpus(tmp_path, SHORT)
+    assert (tmp_path / "tokens.npy").stat().st_mtime_ns == time
+    # As if killed before the end: corpus.json is written last.
+    (tmp_path / "corpus.json").unlink()
+    (tmp_path / "tokens.npy").write_bytes(b"half a fi")
+    with pytest.raises(FileNotFoundError, match="streamchar train data"):
+        Corpus(tmp_path)
+    build_corpus(tmp_path, SHORT)
+    assert (tmp_path / "tokens.npy").read_bytes() == whole
+
+
+def test_the_corpus_says_what_it_is_made_of(corpus):
+    about = json.loads((corpus.directory / "corpus.json").read_text())
+    assert about["recordings"] == len(corpus)
+    assert CorpusConfig(0.006, 0, (1, 2)).key == about["key"]
+    assert CorpusConfig(0.006, 1, (1, 2)).key != about["key"]
+
+
+def test_audio_lies_on_disk_until_it_is_read(corpus):
+    assert isinstance(corpus[0].audio, np.memmap)

@@ -1,0 +1,186 @@
+"""Text on the time line of the audio: where each token lies, and that the plan follows the pointer."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from streamchar.config import OrchestratorConfig
+from streamchar.durations import TYPICAL, DurationPredictor, pointer_prior, token_times
+from streamchar.numerics import assert_close
+from streamchar.orchestrator import Orchestrator, OrchestratorState
+
+CONFIG = OrchestratorConfig(
+    dim=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    ffn=96,
+    vocabulary=50,
+    history_seconds=0.5,
+    transcript_tokens=10,
+    rope_theta=10000.0,
+    duration_dim=16,
+)
+CHANNELS, CHUNK, HISTORY, TEXT = 6, 5, 12, CONFIG.transcript_tokens
+LENGTHS = ([TEXT, 4, 7, 0], [HISTORY, 9, 0, 5])
+# As in test_orchestrator: a layer rounds about ten times in a row.
+GROWTH = 10 * CONFIG.layers
+
+
+def times_by_loop(durations, progress):
+    """Walk along the tokens: each takes its duration, and what has been said lies before zero."""
+    said = sum(d * min(max(progress - i, 0.0), 1.0) for i, d in enumerate(durations))
+    times, start = [], -said
+    for duration in durations:
+        times.append(start + duration / 2)
+        start += duration
+    return times
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 3.0, 4.75, 6.0])
+def test_times_are_those_of_a_walk_along_the_tokens(progress, rng):
+    durations = torch.rand((2, 6), generator=rng, dtype=torch.float64) * 3
+    times = token_times(durations, torch.full((2,), progress, dtype=torch.float64))
+    expected = torch.tensor([times_by_loop(row, progress) for row in durations.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(times, expected)
+
+
+def test_the_token_being_said_holds_the_present():
+    durations = torch.tensor([[2.0, 1.0, 4.0]])
+    for progress, token in ((0.5, 0), (1.5, 1), (2.9, 2)):
+        middle = token_times(durations, torch.tensor([progress]))[0, token]
+        assert middle.abs() <= durations[0, token] / 2
+
+
+def test_padding_never_changes_a_prediction(rng):
+    predictor = DurationPredictor(50, 16).double().requires_grad_(False)
+    torch.nn.init.normal_(predictor.out.weight, generator=rng)
+    ids = torch.randint(50, (2, 7), generator=rng)
+    valid = torch.arange(7) < torch.tensor([7, 4])[:, None]
+    ids[1, 4:] = -(10**9)
+    alone = [predictor(ids[:1], valid[:1]), predictor(ids[1:, :4], valid[1:, :4])]
+    together = predictor(ids, valid)
+    longer = torch.cat((ids, torch.full((2, 5), 10**9)), 1)
+    padded = predictor(longer, torch.cat((valid, torch.zeros(2, 5, dtype=torch.bool)), 1))
+    assert alone[0].std() > 0.1
+    for made in (together, padded):
+        torch.testing.assert_close(made[0, :7], alone[0][0])
+        torch.testing.assert_close(made[1, :4], alone[1][0])
+        assert made[1, 4:].eq(0).all()
+
+
+def test_untrained_predictions_are_of_a_typical_length(rng):
+    predictor = DurationPredictor(50, 64)
+    predictor.reset_parameters(rng)
+    ids = torch.randint(50, (1, 40), generator=rng)
+    durations = predictor(ids, torch.ones_like(ids, dtype=torch.bool))
+    assert ((durations > TYPICAL / 2) & (durations < 2 * TYPICAL)).all()
+
+
+def test_the_prior_peaks_at_the_token_planned_for_a_frame():
+    times = token_times(torch.full((1, 8), 2.0), torch.tensor([2.0]))  # middles at -3, -1, 1, 3, ...
+    prior = pointer_prior(times, 6)
+    assert prior.shape == (1, 6, 8)
+    for frame, row in enumerate(prior[0]):
+        assert row.argmax() == (times[0] - (frame + 1)).abs().argmin()
+    assert prior[0, 0, 2] == 0  # that token's middle is at the end of the first frame
+
+
+def build(rng, config=CONFIG):
+    orchestrator = Orchestrator(config, CHANNELS, CHUNK)
+    orchestrator.reset_parameters(rng)
+    with torch.no_grad():
+        if orchestrator.durations is not None:
+            orchestrator.durations.out.weight.normal_(generator=rng)
+    return orchestrator
+
+
+def draw(rng, draws=None):
+    """Draw a chunk's inputs, poisoned wherever a length says that nothing lies."""
+    spoken, heard = LENGTHS
+    batch = len(spoken)
+    ids = torch.randint(0, CONFIG.vocabulary, (batch, TEXT), generator=rng)
+    history = torch.randn(batch, HISTORY, CHANNELS, generator=rng)
+    for row in range(batch):
+        ids[row, spoken[row] :] = -(10**9)
+        history[row, heard[row] :] = float("nan")
+    leading = (batch,) if draws is None else (batch, draws)
+    x_audio = torch.randn(*leading, CHUNK, CHANNELS, generator=rng)
+    sigma = torch.rand(leading, generator=rng)
+    progress = torch.tensor([3.5, 4.0, 0.0, 0.0])
+    spoken, heard = (torch.tensor(values, dtype=torch.int32) for values in LENGTHS)
+    return ids, spoken, history, heard, x_audio, sigma, progress
+
+
+def streamed(orchestrator, inputs):
+    *prefix, x_audio, sigma, progress = inputs
+    state = orchestrator.new_state(len(sigma))
+    for field in fields(OrchestratorState):
+        tensor = getattr(state, field.name)
+        tensor.fill_(float("nan") if tensor.is_floating_point() else -7)
+    orchestrator.prefill(state, *prefix, progress)
+    return orchestrator.step(state, x_audio, sigma)
+
+
+def test_a_streamed_chunk_is_that_of_one_pass(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    with torch.no_grad():
+        conditions, position = orchestrator(*inputs)
+    again = streamed(orchestrator, inputs)
+    assert_close(again[0], conditions, torch.float32, 2 * GROWTH)
+    assert_close(again[1], position, torch.float32, 2 * GROWTH)
+
+
+def test_draws_that_share_a_prefix_are_those_made_one_at_a_time(rng):
+    orchestrator, inputs = build(rng), draw(rng, draws=3)
+    *prefix, x_audio, sigma, progress = inputs
+    with torch.no_grad():
+        conditions, position = orchestrator(*inputs)
+        for index in range(3):
+            alone = orchestrator(*prefix, x_audio[:, index], sigma[:, index], progress)
+            assert_close(conditions[:, index], alone[0], torch.float32, 2 * GROWTH)
+            assert_close(position[:, index], alone[1], torch.float32, 2 * GROWTH)
+
+
+def test_draws_are_as_good_without_a_plan(rng):
+    orchestrator = build(rng, replace(CONFIG, duration_dim=0))
+    *prefix, x_audio, sigma, _ = draw(rng, draws=2)
+    with torch.no_grad():
+        conditions, position = orchestrator(*prefix, x_audio, sigma)
+        alone = orchestrator(*prefix, x_audio[:, 1], sigma[:, 1])
+    assert_close(conditions[:, 1], alone[0], torch.float32, 2 * GROWTH)
+    assert_close(position[:, 1], alone[1], torch.float32, 2 * GROWTH)
+
+
+def test_progress_moves_the_plan_and_the_pointer_with_it(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    with torch.no_grad():
+        orchestrator.pointer.query.weight.zero_()  # the plan alone decides
+        orchestrator.pointer.offset.weight.zero_()
+        positions = [
+            orchestrator(*inputs[:6], torch.tensor([said, 0.0, 0.0, 0.0]))[1][0] for said in (0.0, 2.0, 6.0)
+        ]
+    assert (positions[0] < positions[1]).all()
+    assert (positions[1] < positions[2]).all()
+    assert (positions[0].diff() > 0).all()
+
+
+def test_no_progress_is_the_beginning(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    with torch.no_grad():
+        nothing = orchestrator(*inputs[:6])[0]
+        zero = orchestrator(*inputs[:6], torch.zeros(4))[0]
+        later = orchestrator(*inputs)[0]
+    assert torch.equal(nothing, zero)
+    assert not torch.allclose(nothing[0], later[0])
+
+
+def test_durations_are_learned_from_durations_alone(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    orchestrator.durations.reset_parameters(rng)  # a plan that leaves the pointer something to decide
+    conditions, position = orchestrator(*inputs)
+    (conditions.square().sum() + position.sum()).backward()
+    assert all(parameter.grad is None for parameter in orchestrator.durations.parameters())
+    assert orchestrator.pointer.query.weight.grad.abs().max() > 0

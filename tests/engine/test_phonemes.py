@@ -1,0 +1,66 @@
+"""English as phonemes: words are read one by one, numbers and abbreviations as they are said."""
+
+import sys
+
+import pytest
+import torch
+
+from streamchar.text import (
+    ByteTokenizer,
+    PhonemeTokenizer,
+    TextWindow,
+    VoiceUnavailableError,
+    default_tokenizer,
+)
+
+
+@pytest.fixture(scope="module")
+def phonemes():
+    pytest.importorskip("hibari")
+    return PhonemeTokenizer()
+
+
+def test_a_config_names_its_tokenizer():
+    assert isinstance(default_tokenizer("phonemes"), PhonemeTokenizer)
+    assert isinstance(default_tokenizer("bytes"), ByteTokenizer)
+
+
+def test_words_become_phonemes_and_back(phonemes):
+    said = phonemes.decode(phonemes.encode("hello"))
+    assert "h" in said
+    assert "l" in said
+    assert phonemes.encode("hello") != phonemes.encode("yellow")
+    tokens = phonemes.encode("The quick brown fox, it said.")
+    assert all(0 < token < phonemes.vocabulary for token in tokens)
+    assert phonemes.decode([*tokens, phonemes.pad, phonemes.pad]) == phonemes.decode(tokens)
+
+
+def test_a_space_in_front_is_a_token_and_silence_has_none(phonemes):
+    assert phonemes.encode(" hello") == [phonemes.space, *phonemes.encode("hello")]
+    assert phonemes.encode("hello ") == phonemes.encode("hello")
+    assert phonemes.encode("") == phonemes.encode(" ") == []
+
+
+def test_numbers_are_read_out(phonemes):
+    assert phonemes.encode("7") == phonemes.encode("seven")
+
+
+def test_a_window_of_words_is_what_each_word_sounds_like_alone(phonemes):
+    window = TextWindow(phonemes, 64)
+    window.append("Hello there, friend.")
+    window.finish()
+    ids = torch.full((64,), -1)
+    length = window.fill(ids)
+    words = ["Hello", " there,", " friend."]
+    assert ids[:length].tolist() == [token for word in words for token in phonemes.encode(word)]
+    assert ids[length:].eq(phonemes.pad).all()
+
+
+def test_without_the_package_the_voice_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hibari", None)
+    monkeypatch.setitem(sys.modules, "hibari.g2p", None)
+    tokenizer = PhonemeTokenizer()  # opening a voice of another kind must not need it
+    with pytest.raises(VoiceUnavailableError, match=r"pip install 'streamchar\[voice\]'"):
+        tokenizer.encode("hello")
+    with pytest.raises(VoiceUnavailableError, match="hibari-tts"):
+        tokenizer.decode([1])

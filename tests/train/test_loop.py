@@ -1,0 +1,229 @@
+"""The training loop: a killed run goes on as if it had not been, and what cannot go on says why."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from streamchar.train.loop import (
+    LoopConfig,
+    Stage,
+    Trained,
+    TrainingError,
+    averaged,
+    read_log,
+    run,
+    step_generator,
+)
+
+CONFIG = LoopConfig(steps=6, lr=0.01, batch=4, warmup=2, ema=0.9, save_seconds=1e9)
+WITH_MUON = LoopConfig(steps=6, lr=0.01, batch=4, matrix_lr=0.02, warmup=2, ema=0.9, save_seconds=1e9)
+
+
+class KilledError(Exception):
+    """Ends a run where a signal would."""
+
+
+class Regression(Stage):
+    """Two networks that learn a random map from random inputs."""
+
+    name = "regression"
+
+    def __init__(self, config=CONFIG, data="a", dtype=torch.float32, kill_at=None):
+        super().__init__(config, {"data": data})
+        torch.manual_seed(config.seed)
+        self.kill_at = kill_at
+        self.nets = {name: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)) for name in ("a", "b")}
+        self.trained = {name: Trained(net.to(dtype), config) for name, net in self.nets.items()}
+
+    def update(self, step, generator):
+        if step == self.kill_at:
+            raise KilledError
+        x = torch.randn(self.config.batch, 3, generator=generator)
+        logged = {}
+        for name, trained in self.trained.items():
+            weight = trained.parameters[0]
+            loss = (trained.module(x.to(weight.dtype)).float() - x[:, :2]).square().mean()
+            logged[name] = loss.item()
+            logged["norm"] = trained.update(loss, step)
+        return logged
+
+
+def everything(stage):
+    """Return every tensor that a run leaves behind."""
+    found = []
+    for trained in stage.trained.values():
+        found += [*trained.module.state_dict().values(), *trained.wide, *trained.ema]
+        for optimiser, _ in trained.optimisers:
+            for state in optimiser.state_dict()["state"].values():
+                found += [value for value in state.values() if isinstance(value, torch.Tensor)]
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [CONFIG, WITH_MUON], ids=["AdamW", "Muon"])
+def test_a_stopped_run_goes_on_to_the_last_bit_as_if_it_had_not_been(config, dtype, tmp_path):
+    whole = Regression(config, dtype=dtype)
+    assert run(whole, tmp_path / "whole") == 6
+    for step in (1, 2, 3):  # a run of no minutes takes one step and is saved
+        assert run(Regression(config, dtype=dtype), tmp_path / "parts", minutes=0) == step
+    resumed = Regression(config, dtype=dtype)
+    assert run(resumed, tmp_path / "parts") == 6
+    assert len(everything(whole)) == len(everything(resumed)) > 20
+    assert all(map(torch.equal, everything(whole), everything(resumed)))
+    assert not torch.equal(whole.trained["a"].wide[0], Regression(config).trained["a"].wide[0])
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    run(Regression(), tmp_path / "whole")
+    run(Regression(), tmp_path / "parts", minutes=0)
+    with pytest.raises(KilledError):
+        run(Regression(kill_at=4), tmp_path / "parts")
+    resumed = Regression()
+    run(resumed, tmp_path / "parts")
+    whole = Regression()
+    assert run(whole, tmp_path / "whole") == 6
+    assert all(map(torch.equal, everything(whole), everything(resumed)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_run_that_is_asked_to_end_is_saved_after_its_step(number, tmp_path, monkeypatch):
+    stage, before = Regression(), signal.getsignal(number)
+    update = stage.update
+
+    def interrupted(step, generator):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return update(step, generator)
+
+    monkeypatch.setattr(stage, "update", interrupted)
+    assert run(stage, tmp_path) == 3
+    assert signal.getsignal(number) is before
+    assert run(Regression(), tmp_path, minutes=0) == 4
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path):
+    run(Regression(), tmp_path)
+    again = Regression(kill_at=6)
+    assert run(again, tmp_path) == 6
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    run(Regression(), tmp_path, minutes=0)
+
+    def killed(state, file):
+        file.write_bytes(b"half")
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed)
+        with pytest.raises(KilledError):
+            run(Regression(), tmp_path, minutes=0)
+    assert run(Regression(), tmp_path, minutes=0) == 2
+
+
+def test_other_data_are_refused(tmp_path):
+    run(Regression(), tmp_path, minutes=0)
+    with pytest.raises(TrainingError, match="remove it or train in another directory"):
+        run(Regression(data="b"), tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(bad):
+    net = nn.Linear(2, 1)
+    trained = Trained(net, CONFIG)
+    before = net.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"gradients must be finite, got .* at step 3"):
+        trained.update(net(torch.ones(1, 2)).sum() * bad, 3)
+    assert torch.equal(net.weight, before)
+
+
+def test_the_learning_rate_is_a_trapezium():
+    config = LoopConfig(steps=300, lr=0.5, batch=1, warmup=10)
+    pace = [config.pace(step) for step in range(300)]
+    assert pace[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert pace[10:201] == [1.0] * 191
+    assert pace[200:] == pytest.approx([(300 - step) / 100 for step in range(200, 300)])
+    assert LoopConfig(steps=3, lr=1.0, batch=1, warmup=0).pace(0) == 1.0
+
+
+def test_a_step_is_as_long_as_its_pace_and_scale_say():
+    moved = {}
+    for scale in (1.0, 0.5):
+        net = nn.Linear(4, 1, bias=False)
+        before = net.weight.detach().clone()
+        Trained(net, LoopConfig(steps=100, lr=1e-3, batch=1, warmup=4), lr_scale=scale).update(
+            net.weight.sum(), 0
+        )
+        moved[scale] = (net.weight - before).abs().mean().item()
+    # Adam's first step is its rate, here a quarter of 1e-3 at the first of four warm-up steps.
+    assert moved[1.0] == pytest.approx(2.5e-4, rel=0.05)
+    assert moved[0.5] == pytest.approx(1.25e-4, rel=0.05)
+
+
+def test_steps_too_small_for_bf16_add_up():
+    config = LoopConfig(steps=1000, lr=1e-4, batch=1, warmup=0)
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    nn.init.ones_(net.weight)
+    trained = Trained(net, config)
+    for step in range(100):
+        trained.update(-net.weight.float().sum(), step)
+        # bf16 tells apart 1 and 1.0078 and nothing between.
+        assert torch.equal(net.weight.detach(), trained.wide[0].bfloat16())
+    assert trained.wide[0].dtype == torch.float32
+    assert trained.wide[0].item() == pytest.approx(1.01, abs=1e-3)
+    assert net.weight.item() > 1
+
+
+def test_frozen_parameters_stay():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    net[0].requires_grad_(False)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    Trained(net, CONFIG).update(net(torch.ones(1, 2)).sum(), 3)
+    after = list(net.parameters())
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[2], before[2])
+
+
+def test_the_average_follows_the_weights_with_a_short_memory_first():
+    net = nn.Linear(1, 1, bias=False)
+    trained = Trained(net, LoopConfig(steps=1000, lr=0.01, batch=1, warmup=0, ema=0.5))
+    expected = net.weight.item()
+    for step in range(20):
+        trained.update(net.weight.sum(), step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * net.weight.item()
+    assert trained.ema[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_averages_are_loaded_into_modules_built_alike(tmp_path):
+    stage = Regression()
+    run(stage, tmp_path)
+    fresh = Regression().nets["a"]
+    averaged(tmp_path, "regression", {"a": fresh})
+    assert all(map(torch.equal, fresh.parameters(), stage.trained["a"].ema))
+    with pytest.raises(TrainingError, match="must hold c, got a, b"):
+        averaged(tmp_path, "regression", {"c": fresh})
+    with pytest.raises(TrainingError, match="run: streamchar train vae"):
+        averaged(tmp_path, "vae", {"a": fresh})
+
+
+def test_the_log_holds_means_of_finite_numbers(tmp_path):
+    run(Regression(LoopConfig(steps=60, lr=0.01, batch=4, warmup=2)), tmp_path)
+    entries = list(read_log(tmp_path / "regression"))
+    assert [entry["step"] for entry in entries] == [50, 60]
+    assert all(set(entry) == {"step", "seconds", "a", "b", "norm"} for entry in entries)
+    assert entries[1]["a"] < entries[0]["a"]
+    lines = (tmp_path / "regression" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == entries
+
+
+def test_every_step_draws_its_own_numbers_again_and_again():
+    def draw(seed, step):
+        return torch.rand(4, generator=step_generator(seed, step)).tolist()
+
+    assert draw(0, 5) == draw(0, 5)
+    assert len({tuple(draw(seed, step)) for seed in (0, 1) for step in (5, 6)}) == 4

@@ -1,0 +1,129 @@
+"""Every stage takes its first steps on a miniature of the system, each from what those before it left."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from streamchar.config import OrchestratorConfig, VocoderConfig
+from streamchar.train.export import engine_of, export
+from streamchar.train.loop import TrainingError, read_log, run
+from streamchar.train.stages import Workshop
+from tests.engine.small import SMALL, picture
+
+MINIATURE = replace(
+    SMALL,
+    vocoder=VocoderConfig(dim=16, layers=1, ffn=32),
+    orchestrator=OrchestratorConfig(
+        dim=64,
+        layers=2,
+        heads=1,
+        kv_heads=1,
+        head_dim=64,
+        ffn=128,
+        vocabulary=192,
+        history_seconds=2.0,
+        transcript_tokens=48,
+        tokenizer="phonemes",
+        duration_dim=16,
+    ),
+)
+STEPS = 2
+LOGGED = {
+    "vocoder": {"spectral", "judged", "fooled", "features", "norm"},
+    "vae": {"pixels", "edges", "size", "psnr", "norm"},
+    "orchestrator": {"flow", "pointer", "durations", "norm"},
+    "teacher": {"video", "audio", "norm"},
+    "student": {"anchor", "matching", "score", "norm"},
+}
+
+
+def quick(config):
+    return replace(config, steps=STEPS, batch=2, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def workshop(corpus, tmp_path_factory):
+    """Return a workshop on the miniature corpus; its stages are trained by the tests, in their order."""
+    root = tmp_path_factory.mktemp("workshop")
+    shutil.copytree(corpus.directory, root / "corpus")
+    return Workshop(root, MINIATURE, torch.device("cpu"), videos=2)
+
+
+@pytest.fixture(scope="module")
+def trained(workshop):
+    """Train every stage; return how far each weight moved, by stage and module."""
+    moved = {}
+    for name in workshop.stages:
+        stage = workshop.stage(name, quick)
+        before = {each: [x.detach().clone() for x in one.wide] for each, one in stage.trained.items()}
+        assert run(stage, workshop.runs) == STEPS
+        moved[name] = {
+            each: [
+                float((new.detach() - old).abs().max())
+                for new, old in zip(one.wide, before[each], strict=True)
+            ]
+            for each, one in stage.trained.items()
+        }
+    return moved
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_stage_logs_finite_losses_and_moves_its_weights(name, workshop, trained):
+    entries = list(read_log(workshop.runs / name))
+    assert entries[-1]["step"] == STEPS
+    assert set(entries[-1]) == {"step", "seconds"} | LOGGED[name]
+    assert all(torch.isfinite(torch.tensor(list(entry.values()))).all() for entry in entries)
+    for module, distances in trained[name].items():
+        assert all(torch.isfinite(torch.tensor(distances))), module
+        # A bias before a norm, for one, has no gradient.
+        assert sum(distance > 0 for distance in distances) > 0.8 * len(distances), module
+
+
+def test_the_stages_are_all_there(workshop):
+    assert set(workshop.stages) == set(LOGGED)
+    with pytest.raises(TrainingError, match="stage must be one of vocoder, vae"):
+        workshop.stage("voice")
+
+
+def test_a_stage_without_the_one_before_it_says_what_to_run(corpus, tmp_path):
+    shutil.copytree(corpus.directory, tmp_path / "corpus")
+    with pytest.raises(TrainingError, match="run: streamchar train orchestrator"):
+        Workshop(tmp_path, MINIATURE, torch.device("cpu"), videos=1).stage("teacher")
+
+
+def test_a_joint_model_is_the_stages_average_with_the_orchestrator_it_was_given(workshop, trained):
+    speech = workshop.joint("teacher").orchestrator.state_dict()
+    again = workshop.joint("student").orchestrator.state_dict()
+    assert all(torch.equal(speech[name], again[name]) for name in speech)
+    stage = workshop.stage("teacher", quick)
+    run(stage, workshop.runs)
+    averages = stage.trained["joint"].ema
+    loaded = list(workshop.joint("teacher").dit.parameters())
+    assert len(averages) == len(loaded)
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(averages, loaded, strict=True))
+
+
+def test_latents_of_all_recordings_are_normalised(workshop, trained):
+    video = workshop.video()
+    reference, latents = video.of(1)
+    assert reference.shape[0] == 1
+    assert len(latents) * MINIATURE.picture.temporal_stride == workshop.corpus()[1].frames
+    whole = torch.cat([torch.cat(video.of(index)) for index in range(len(video))])
+    torch.testing.assert_close(whole.mean((0, 2, 3)), torch.zeros(16), atol=1e-3, rtol=0)
+    torch.testing.assert_close(whole.std((0, 2, 3)), torch.ones(16), atol=1e-3, rtol=0)
+    audio = workshop.audio()
+    assert len(audio) == sum(workshop.corpus().frames)
+    assert audio.float().square().mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_exported_engine_speaks(workshop, trained, tmp_path):
+    engine = engine_of(workshop, "student")
+    with engine.open(picture(), seed=1) as session:
+        chunk = next(iter(session.speak("Hello there.", max_seconds=5)))
+    assert torch.isfinite(chunk.audio).all()
+    assert chunk.video.shape[0] == MINIATURE.frames
+    export(workshop, "teacher", tmp_path / "out")
+    assert (tmp_path / "out" / "reference.png").is_file()
+    assert any((tmp_path / "out").rglob("*.safetensors"))
