@@ -1,1 +1,1 @@
-"""Training data made from nothing but a seed: sentences, speech and a drawn character."""
+"""Training data: a drawn character and how it moves with speech. An extra; the engine imports none of it."""

@@ -1,0 +1,129 @@
+"""Hair: a shape behind the head for long styles, and one over the skull that leaves the face free."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .identity import Hair, Identity
+from .paint import Canvas, Colour, ellipse, glow, mix
+
+DARK: Colour = (20, 10, 24)
+LIGHT: Colour = (255, 236, 206)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The geometry of a style, in head lengths.
+
+    Attributes:
+        side: width beyond the face.
+        crown: height beyond the skull, times the identity's crown.
+        drop: how far down the sides of the front shape stay vertical.
+        centre, curl: rise of the hair line from its middle, by the square and by the fourth power of the distance.
+        fringe: added to the identity's hair line, down.
+        back: how far down the shape behind the head reaches, none if 0.
+        back_side: its width beyond the face.
+        waves: size and frequency of the ripples of the outline.
+        lift: how far the crown leans up on the side of the parting.
+    """
+
+    side: float = 0.025
+    crown: float = 1.0
+    drop: float = 0.0
+    centre: float = 1.3
+    quartic: float = 6.0
+    fringe: float = 0.0
+    back: float = 0.0
+    back_side: float = 0.0
+    waves: tuple[float, float] = (0.0, 0.0)
+    lift: float = 0.0
+    parted: float = 0.0
+
+
+CUTS: dict[Hair, Cut] = {
+    Hair.BUZZ: Cut(side=0.006, crown=0.25, centre=0.5, quartic=7.0),
+    Hair.SHORT: Cut(centre=0.9, quartic=6.5, parted=0.3, waves=(0.010, 26.0)),
+    Hair.SIDE_PART: Cut(side=0.035, centre=1.35, quartic=3.5, parted=1.0, fringe=-0.02, lift=0.10),
+    Hair.QUIFF: Cut(
+        side=0.015, crown=2.0, centre=0.6, quartic=7.0, fringe=-0.03, waves=(0.018, 15.0), lift=0.16
+    ),
+    Hair.FRINGE: Cut(side=0.045, crown=1.1, centre=0.1, quartic=9.0, fringe=0.13, waves=(0.008, 30.0)),
+    Hair.BOB: Cut(side=0.075, drop=0.20, centre=0.15, quartic=17.0, fringe=0.10, back=0.46, back_side=0.10),
+    Hair.LONG: Cut(
+        side=0.06,
+        drop=0.5,
+        centre=1.5,
+        quartic=12.0,
+        parted=0.6,
+        back=1.15,
+        back_side=0.15,
+        waves=(0.014, 11.0),
+    ),
+    Hair.BUN: Cut(side=0.015, crown=0.6, centre=1.1, quartic=5.0, fringe=-0.02),
+    Hair.CURLY: Cut(
+        side=0.07, crown=1.7, centre=0.9, quartic=5.0, waves=(0.035, 19.0), back=0.30, back_side=0.13
+    ),
+    Hair.AFRO: Cut(
+        side=0.10, crown=1.6, centre=0.7, quartic=5.0, waves=(0.016, 24.0), back=0.22, back_side=0.30
+    ),
+}
+
+
+def _dome(
+    identity: Identity, cut: Cut, u: Tensor, v: Tensor, side: float, crown: float, drop: float
+) -> Tensor:
+    """Return the distance to a skull-shaped outline whose sides hang straight down for ``drop``."""
+    width = identity.face_width + side
+    height = identity.face_height + crown * identity.crown
+    lower = (v - drop).clamp(min=0).mul_(height / 0.45)
+    upper = v.clamp(max=0)
+    if cut.lift:
+        upper = upper.add(u * (-cut.lift * (1 if identity.part < 0 else -1)))
+    distance = ellipse(u, lower.add_(upper), width, height)
+    if cut.waves[0]:
+        size, rate = cut.waves
+        distance.add_(torch.sin(u * rate).mul_(torch.sin(v * rate + 1.0)).mul_(size))
+    return distance
+
+
+def paint_back_hair(canvas: Canvas, identity: Identity, u: Tensor, v: Tensor) -> None:
+    """Paint what hangs behind head and neck; u, v: head coordinates, [frames, height, width]."""
+    dark = mix(identity.hair_colour, DARK, 0.28)
+    if identity.hair is Hair.BUN:
+        top = identity.face_height + 0.12
+        bun = canvas.edge(ellipse(u, v + top, 0.19, 0.16))
+        canvas.paint(bun, identity.hair_colour)
+        canvas.paint(glow(u + 0.05, v + top + 0.04, 0.14, 0.09, 0.35), mix(identity.hair_colour, LIGHT, 0.5))
+    cut = CUTS.get(identity.hair)
+    if cut is None or not cut.back:
+        return
+    drop = max(cut.back - 0.45, 0.0)
+    canvas.paint(canvas.edge(_dome(identity, cut, u, v, cut.back_side, 1.3 * cut.crown, drop)), dark)
+
+
+def paint_hair(canvas: Canvas, identity: Identity, u: Tensor, v: Tensor) -> None:
+    """Paint hair over the skull, above the hair line; u, v: head coordinates, [frames, height, width]."""
+    cut = CUTS.get(identity.hair)
+    if cut is None:
+        return
+    colour = identity.hair_colour
+    outline = _dome(identity, cut, u, v, cut.side, cut.crown, cut.drop)
+    offset = u - cut.parted * identity.part
+    square = offset * offset
+    line = (square * cut.centre).add_((u * u).square_().mul_(cut.quartic)).sub_(identity.fringe - cut.fringe)
+    if cut.waves[0]:
+        line.add_(torch.sin(u * (1.7 * cut.waves[1])).mul_(min(cut.waves[0], 0.014)))
+    steep = (offset.abs().mul_(2 * cut.centre)).add_(u.abs().pow_(3).mul_(4 * cut.quartic))
+    below = (v - line).div_(steep.square_().add_(1).sqrt_())
+    depth = below.clone()
+    hair = canvas.edge(torch.maximum(outline, below))
+    soft = 0.82 if identity.hair is Hair.BUZZ else 1.0
+    canvas.paint(hair * soft, colour)
+    shadow = (depth.mul_(7).add_(1)).clamp_(0, 1).square_().mul_(hair).mul_(0.35 * soft)
+    canvas.paint(shadow, mix(colour, DARK, 0.5))
+    top = 0.80 * identity.face_height
+    shine = glow(u + 0.16, v + top, 0.30, 0.17, 0.42)
+    if cut.waves[0]:
+        shine.mul_(torch.sin(u * (1.6 * cut.waves[1]) + v * 5).mul_(0.4).add_(0.75))
+    canvas.paint(shine.mul_(hair), mix(colour, LIGHT, 0.55))

@@ -1,0 +1,92 @@
+"""Antialiased painting on a batch of frames at once.
+
+A shape is a tensor of signed distances (negative inside) or a band between two curves; its coverage is the share
+of each pixel it takes, a ramp one pixel wide; a colour is composited by that coverage. Only additions,
+multiplications, square roots, sines and clamps touch pixels, so a frame does not depend on its neighbours in the
+batch.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Colour: TypeAlias = tuple[float, float, float]  # red, green, blue in 0..255
+Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Frames under work.
+
+    Attributes:
+        planes: [3, frames, height, width], fp32 in 0..255.
+        x: [width], pixel centres, in halves of the full picture's height from its centre.
+        y: [height, 1], the same, down.
+        pixel: size of a pixel in these units.
+    """
+
+    planes: Tensor
+    x: Tensor
+    y: Tensor
+    pixel: float
+
+    @classmethod
+    def blank(cls, frames: int, height: int, width: int, device: torch.device) -> "Canvas":
+        """Return a canvas over a whole picture, not yet painted."""
+        pixel = 2.0 / height
+        x = (torch.arange(width, device=device) + (0.5 - width / 2)) * pixel
+        y = (torch.arange(height, device=device) + (0.5 - height / 2)) * pixel
+        return cls(torch.empty(3, frames, height, width, device=device), x, y[:, None], pixel)
+
+    def _slices(self, box: Box) -> tuple[slice, slice]:
+        left, top = float(self.x[0]), float(self.y[0, 0])
+        columns = [round((edge - left) / self.pixel) for edge in (box[0], box[2])]
+        rows = [round((edge - top) / self.pixel) for edge in (box[1], box[3])]
+        return (
+            slice(max(rows[0], 0), min(max(rows[1] + 1, 1), len(self.y))),
+            slice(max(columns[0], 0), min(max(columns[1] + 1, 1), len(self.x))),
+        )
+
+    def window(self, box: Box) -> "Canvas":
+        """Return the part of the canvas within ``box``, sharing its memory."""
+        rows, columns = self._slices(box)
+        return Canvas(self.planes[:, :, rows, columns], self.x[columns], self.y[rows], self.pixel)
+
+    def paint(self, coverage: Tensor, colour: Colour) -> None:
+        """Composite a colour over every plane; ``coverage``: [frames, height, width] or broadcastable."""
+        rest = 1 - coverage
+        for plane, level in zip(self.planes, colour):
+            plane.mul_(rest).add_(coverage, alpha=level)
+
+    def edge(self, distance: Tensor) -> Tensor:
+        """Turn signed distances into coverage, in place."""
+        return distance.mul_(-1 / self.pixel).add_(0.5).clamp_(0, 1)
+
+    def band(self, y: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
+        """Return the coverage of top < y < bottom: exact along y, and nothing where the curves meet."""
+        half = self.pixel / 2
+        return (
+            torch.minimum(y + half, bottom).sub_(torch.maximum(y - half, top)).clamp_(min=0).div_(self.pixel)
+        )
+
+
+def ellipse(u: Tensor, v: Tensor, radius_u: Tensor | float, radius_v: Tensor | float) -> Tensor:
+    """Return the signed distance to an ellipse about the origin, exact to first order at its edge."""
+    p, q = u / radius_u, v / radius_v
+    norm = (p * p + q * q).sqrt_()
+    slope = ((p / radius_u).square_() + (q / radius_v).square_()).sqrt_().add_(1e-6)
+    return (norm - 1).mul_(norm).div_(slope)
+
+
+def glow(u: Tensor, v: Tensor, radius_u: float, radius_v: float, strength: float) -> Tensor:
+    """Return the coverage of a soft spot: ``strength`` in its middle, nothing beyond the ellipse."""
+    p, q = u / radius_u, v / radius_v
+    return (p * p + q * q).neg_().add_(1).clamp_(min=0).square_().mul_(strength)
+
+
+def mix(a: Colour, b: Colour, share: float) -> Colour:
+    """Return the colour ``share`` of the way from ``a`` to ``b``."""
+    red, green, blue = (x + (y - x) * share for x, y in zip(a, b))
+    return red, green, blue

@@ -1,0 +1,93 @@
+"""What lies behind and below a head: background, clothes and neck."""
+
+import torch
+from torch import Tensor
+
+from .identity import Identity, Neckline
+from .paint import Canvas, Colour, ellipse, glow, mix
+
+WHITE: Colour = (255, 255, 255)
+SHADE: Colour = (70, 30, 50)
+
+
+def skin_shade(identity: Identity) -> Colour:
+    """Return the colour of skin in shadow."""
+    red, green, blue = identity.skin
+    return red * 0.78, green * 0.68, blue * 0.66
+
+
+def paint_background(canvas: Canvas, identity: Identity) -> None:
+    """Fill the canvas: a vertical gradient with a soft light and two faint discs."""
+    x, y = canvas.x, canvas.y
+    down = (y * 0.5 + 0.5).clamp(0, 1).expand(-1, len(x))
+    canvas.planes.zero_()
+    canvas.paint(torch.ones_like(down), mix(identity.background, WHITE, 0.12))
+    canvas.paint(down, identity.background_low)
+    canvas.paint(glow(x - identity.glow_x, y + 0.35, 1.3, 1.2, 0.55), mix(identity.background, WHITE, 0.75))
+    for side, size in ((-0.9, 0.5), (0.75, 0.32)):
+        disc = ellipse(x - side - 0.3 * identity.glow_x, y + 0.5 * size, size, size)
+        canvas.paint(canvas.edge(disc) * 0.14, WHITE)
+
+
+def paint_clothes(canvas: Canvas, identity: Identity) -> Tensor:
+    """Paint shoulders, clothes and the skin their neckline shows; return their coverage [1, height, width]."""
+    x, y = canvas.x, canvas.y
+    wide = x.abs()
+    top = 0.60 + 0.05 * identity.shoulders + 0.30 * wide * wide
+    top = top + (wide - 0.80 + 0.06 * identity.shoulders).clamp(min=0).square() * 5.5
+    slope = (1 + (0.6 * wide).square()).sqrt()
+    body = canvas.edge((top - y) / slope)
+    colour = identity.clothes
+    canvas.paint(body, colour)
+    if identity.stripes:
+        wave = torch.sin((y - top * 0.35) * (6.2832 * identity.stripes / 0.5))
+        canvas.paint(canvas.edge(-wave * (0.5 / 6.2832 / identity.stripes)) * body, identity.stripe_colour)
+    canvas.paint(glow(x + 0.25, y - 0.75, 0.6, 0.5, 0.28) * body, mix(colour, WHITE, 0.6))
+    side = ((wide - 0.35) * 1.1).clamp(0, 1)
+    canvas.paint(side * side * 0.55 * body, mix(colour, SHADE, 0.6))
+
+    neck, skin = identity.neck, skin_shade(identity)
+    if identity.neckline is Neckline.TURTLENECK:
+        return body[None]
+    if identity.neckline is Neckline.CREW:
+        hole = ellipse(x, y - 0.60, neck + 0.07, 0.17)
+    elif identity.neckline is Neckline.SCOOP:
+        hole = ellipse(x, y - 0.60, neck + 0.16, 0.27)
+    else:
+        hole = (wide * 1.45 + y - 0.98).mul(0.57)
+    rim = canvas.edge(hole - 0.035) * body
+    canvas.paint(rim, mix(colour, SHADE, 0.3))
+    if identity.neckline is Neckline.COLLAR:
+        wing = torch.maximum((wide * 1.0 + y - 1.02) * 0.7, (0.62 - y) + 0.35 * wide)
+        canvas.paint(canvas.edge(wing) * body, mix(colour, WHITE, 0.55))
+    opening = canvas.edge(hole) * body
+    canvas.paint(opening, mix(identity.skin, skin, 0.25))
+    canvas.paint(glow(x, y - 0.58, neck + 0.15, 0.2, 0.7) * opening, skin)
+    return body[None]
+
+
+def paint_neck(canvas: Canvas, identity: Identity, head_x: Tensor, head_y: Tensor) -> None:
+    """Paint the neck, which leans with the head, and the shadow of the chin on it.
+
+    Args:
+        canvas: the part of the picture that holds the neck.
+        identity: whose neck.
+        head_x: where the head's middle is, [frames, 1, 1].
+        head_y: how far the head has moved down, [frames, 1, 1].
+    """
+    covered = identity.neckline is Neckline.TURTLENECK
+    along = ((canvas.y - 0.30) / 0.42).clamp(0, 1)
+    u = canvas.x - head_x * (1 - along)
+    flare = (along - 0.55).clamp(min=0).square() * 0.55
+    sides = u.abs().sub(identity.neck + flare)
+    cut = canvas.y - (0.80 if covered else 0.72)
+    column = canvas.edge(torch.maximum(sides, cut) if not covered else sides)
+    skin, shade = identity.skin, skin_shade(identity)
+    canvas.paint(column, mix(skin, shade, 0.35))
+    chin = 0.42 + 0.6 * head_y
+    canvas.paint(glow(u, canvas.y - chin, 0.36, 0.32, 0.9) * column, mix(shade, SHADE, 0.25))
+    if covered:
+        roll = torch.maximum(u.abs() - identity.neck - 0.025, 0.53 + 0.10 * u * u - canvas.y)
+        cloth = canvas.edge(roll)
+        canvas.paint(cloth, mix(identity.clothes, WHITE, 0.12))
+        canvas.paint(cloth * ((canvas.y - 0.5).clamp(0, 1) * 0.9), mix(identity.clothes, SHADE, 0.5))
