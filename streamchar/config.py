@@ -188,6 +188,9 @@ class OrchestratorConfig:
         transcript_tokens: transcript window, in text tokens, at most.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square in RMSNorm.
+        duration_dim: width of the network that predicts how long each text token sounds. Text then lies on
+            the time line of the audio, the token to be said next at the chunk's first frame; 0 leaves text at
+            the positions of the language model, as pretrained ones expect.
     """
 
     dim: int
@@ -201,6 +204,7 @@ class OrchestratorConfig:
     transcript_tokens: int = 256
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
+    duration_dim: int = 0
 
     def __post_init__(self) -> None:
         require_positive(
@@ -212,6 +216,7 @@ class OrchestratorConfig:
         require(self.dim % self.heads == 0, "dim", f"a multiple of heads = {self.heads}", self.dim)
         require(self.rope_theta > 1, "rope_theta", "above 1", self.rope_theta)
         require(self.norm_eps > 0, "norm_eps", "above 0", self.norm_eps)
+        require(self.duration_dim >= 0, "duration_dim", "0 or more", self.duration_dim)
         limit = "between 0 and 15 seconds (the range it is trained on)"
         require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
 
@@ -372,22 +377,31 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "tiny": Preset(
             name="tiny",
             dit=DiTConfig(
-                dim=256, layers=8, heads=4, head_dim=64, video_ffn=768, audio_ffn=256, audio_channels=32
+                dim=256, layers=6, heads=4, head_dim=64, video_ffn=768, audio_ffn=384, audio_channels=64
             ),
-            picture=PictureConfig(height=96, width=96, spatial_stride=8, channels=16, patch=2),
+            picture=PictureConfig(height=96, width=96, spatial_stride=16, channels=48, patch=1),
             orchestrator=OrchestratorConfig(
-                dim=256, layers=6, heads=4, kv_heads=2, head_dim=64, ffn=768, vocabulary=512
+                dim=256,
+                layers=4,
+                heads=4,
+                kv_heads=2,
+                head_dim=64,
+                ffn=768,
+                vocabulary=192,
+                history_seconds=2.0,
+                transcript_tokens=96,
+                duration_dim=96,
             ),
             vae=VaeConfig(
-                base_dim=32,
-                decoder_base_dim=24,
-                z_dim=16,
+                base_dim=20,
+                decoder_base_dim=32,
+                z_dim=48,
                 dim_mult=(1, 2, 2),
                 num_res_blocks=1,
                 temporal_downsample=(True, True),
-                patch_size=2,
-                latents_mean=(0.0,) * 16,
-                latents_std=(1.0,) * 16,
+                patch_size=4,
+                latents_mean=(0.0,) * 48,
+                latents_std=(1.0,) * 48,
             ),
             vocoder=VocoderConfig(dim=192, layers=4, ffn=576),
         ),

@@ -6,7 +6,7 @@ chunk into a static KV cache; a denoising step computes the chunk's positions al
 
 The packed sequence has fixed slots; how many of the transcript's and of the history's are in use lives in
 device tensors. RoPE positions count the used slots only, so the result is that of the packed sequence
-without gaps.
+without gaps; where the config has a duration predictor, they are times (:mod:`streamchar.durations`).
 
 Source: StreamChar (arXiv 2605.25659), orchestrator.
 """
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import OrchestratorConfig, Preset
+from .durations import DurationPredictor, pointer_prior, token_times
 from .kernels._checks import require_dtype, require_shape
 from .pointer import ProgressPointer
 from .qwen2 import Block, Qwen2, load_qwen2, read_qwen2_config, rope_tables
@@ -35,11 +36,30 @@ class Layout(NamedTuple):
         valid: [batch, capacity], bool.
         rope: cosines and sines, each [batch, capacity, 1, head_dim / 2], in the compute dtype.
         mask: [batch, capacity, capacity], 0 where a row sees a column and -inf elsewhere, compute dtype.
+        prior: [batch, chunk_tokens, transcript_tokens] fp32, of the pointer.
     """
 
     valid: Tensor
     rope: tuple[Tensor, Tensor]
     mask: Tensor
+    prior: Tensor
+
+    def repeat_chunk(self, draws: int, chunk: int) -> "Layout":
+        """Return the layout with the chunk's slots there ``draws`` times, none of which sees another."""
+        prefix = self.valid.shape[1] - chunk
+        size = prefix + draws * chunk
+        mask = self.mask.new_full((len(self.mask), size, size), float("-inf"))
+        mask[:, :prefix, :prefix] = self.mask[:, :prefix, :prefix]
+        for start in range(prefix, size, chunk):
+            rows = slice(start, start + chunk)
+            mask[:, rows, :prefix] = self.mask[:, prefix:, :prefix]
+            mask[:, rows, rows] = self.mask[:, prefix:, prefix:]
+
+        def repeat(x: Tensor) -> Tensor:
+            return torch.cat((x[:, :prefix], *(x[:, prefix:],) * draws), 1)
+
+        cos, sin = self.rope
+        return Layout(repeat(self.valid), (repeat(cos), repeat(sin)), mask, self.prior)
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,7 @@ class OrchestratorState:
         cos: [batch, chunk_tokens, 1, head_dim / 2], of the chunk's positions.
         sin: [batch, chunk_tokens, 1, head_dim / 2].
         mask: [batch, 1, heads / kv_heads * chunk_tokens, capacity], what the chunk's queries see.
+        prior: [batch, chunk_tokens, transcript_tokens] fp32, of the pointer.
         pointer_keys: [batch, transcript_tokens, dim].
         text_lengths: [batch], int32.
     """
@@ -61,6 +82,7 @@ class OrchestratorState:
     cos: Tensor
     sin: Tensor
     mask: Tensor
+    prior: Tensor
     pointer_keys: Tensor
     text_lengths: Tensor
 
@@ -89,6 +111,9 @@ class Orchestrator(nn.Module):
         self.noise_in = nn.Linear(NOISE_FEATURES, config.dim)
         self.noise_out = nn.Linear(config.dim, config.dim)
         self.pointer = ProgressPointer(config.dim, config.heads)
+        self.durations = (
+            DurationPredictor(config.vocabulary, config.duration_dim) if config.duration_dim else None
+        )
         self.reset_parameters()
 
     @classmethod
@@ -150,6 +175,8 @@ class Orchestrator(nn.Module):
                 for linear in (module.self_attn.o_proj, module.mlp.down_proj):
                     linear.weight.mul_((2 * self.config.layers) ** -0.5)
         self.pointer.reset_parameters(generator)
+        if self.durations is not None:
+            self.durations.reset_parameters(generator)
 
     def load_qwen2(self, directory: str | Path) -> None:
         """Load the language model's weights from a checkpoint that ``transformers`` saved, in place.
@@ -186,6 +213,7 @@ class Orchestrator(nn.Module):
             cos=zeros(*rope),
             sin=zeros(*rope),
             mask=zeros(batch, 1, self.model.groups * self.chunk_tokens, self.capacity),
+            prior=zeros(batch, self.chunk_tokens, self.text_tokens, of=torch.float32),
             pointer_keys=zeros(batch, self.text_tokens, config.dim),
             text_lengths=zeros(batch, of=torch.int32),
         )
@@ -198,6 +226,7 @@ class Orchestrator(nn.Module):
         text_lengths: Tensor,
         history: Tensor,
         history_lengths: Tensor,
+        progress: Tensor | None = None,
     ) -> None:
         """Compute the prefix of a chunk into ``state``, in place; once a chunk, capturable.
 
@@ -208,13 +237,15 @@ class Orchestrator(nn.Module):
             history: [batch, history_tokens, audio_channels], clean latents, oldest first; what lies past a
                 row's length is never read, NaN included.
             history_lengths: [batch], int32.
+            progress: [batch], float32, tokens of the transcript said so far; None for nothing yet. Only a
+                duration predictor reads it.
 
         Raises:
             KernelArgumentError: a shape or dtype is wrong.
         """
         self._check_prefix(state.k.shape[1], text_ids, text_lengths, history, history_lengths)
         prefix, text = self.prefix_tokens, self.text_tokens
-        layout = self._layout(text_lengths, history_lengths)
+        layout = self._layout(text_ids, text_lengths, history_lengths, progress)
         (cos, sin), mask = layout.rope, layout.mask
         x = self._embed_prefix(text_ids, history, layout.valid)
         states = self.model(
@@ -228,6 +259,7 @@ class Orchestrator(nn.Module):
         state.cos.copy_(cos[:, prefix:])
         state.sin.copy_(sin[:, prefix:])
         state.mask.copy_(self.model.fold(mask[:, prefix:]))
+        state.prior.copy_(layout.prior)
 
     @torch.no_grad()
     def step(self, state: OrchestratorState, x_audio: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +281,8 @@ class Orchestrator(nn.Module):
         conditions: Tensor = self.model(
             self._embed_audio(x_audio, sigma), (state.cos, state.sin), state.mask, (state.k, state.v)
         )
-        return conditions, self.pointer.locate(conditions, state.pointer_keys, state.text_lengths)
+        position = self.pointer.locate(conditions, state.pointer_keys, state.text_lengths, state.prior)
+        return conditions, position
 
     def forward(
         self,
@@ -259,14 +292,32 @@ class Orchestrator(nn.Module):
         history_lengths: Tensor,
         x_audio: Tensor,
         sigma: Tensor,
+        progress: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return what :meth:`prefill` and :meth:`step` give, by one causal pass with gradients, for training.
 
-        Arguments and results are theirs.
+        Arguments and results are theirs, but that ``x_audio`` may be [batch, draws, chunk_tokens,
+        audio_channels] with ``sigma`` [batch, draws]: several noisy versions of a chunk that share one pass
+        over the prefix and see nothing of each other. Results then have the draws as second dimension.
         """
-        states = self.packed_states(text_ids, text_lengths, history, history_lengths, x_audio, sigma)
-        conditions = states[:, self.prefix_tokens :]
-        return conditions, self.pointer(conditions, states[:, : self.text_tokens], text_lengths)
+        many = x_audio.dim() == 4
+        if not many:
+            x_audio, sigma = x_audio[:, None], sigma[:, None]
+        batch, draws = x_audio.shape[:2]
+        self._check_prefix(batch, text_ids, text_lengths, history, history_lengths)
+        for draw in range(draws):
+            self._check_chunk(batch, x_audio[:, draw], sigma[:, draw])
+        layout = self._layout(text_ids, text_lengths, history_lengths, progress)
+        layout = layout.repeat_chunk(draws, self.chunk_tokens)
+        prefix = self._embed_prefix(text_ids, history, layout.valid)
+        audio = self._embed_audio(x_audio.flatten(0, 1), sigma.flatten()).view(batch, -1, self.config.dim)
+        x = torch.cat([prefix, audio], dim=1)
+        states: Tensor = self.model(x, layout.rope, self.model.fold(layout.mask))
+        conditions, text = states[:, self.prefix_tokens :], states[:, : self.text_tokens]
+        position = self.pointer(conditions, text, text_lengths, layout.prior.repeat(1, draws, 1))
+        if many:
+            conditions, position = (each.unflatten(1, (draws, -1)) for each in (conditions, position))
+        return conditions, position
 
     def packed_states(
         self,
@@ -276,6 +327,7 @@ class Orchestrator(nn.Module):
         history_lengths: Tensor,
         x_audio: Tensor,
         sigma: Tensor,
+        progress: Tensor | None = None,
     ) -> Tensor:
         """Return the states of the whole packed sequence, [batch, capacity, dim]; unused slots hold nothing.
 
@@ -283,13 +335,15 @@ class Orchestrator(nn.Module):
         """
         self._check_prefix(x_audio.shape[0], text_ids, text_lengths, history, history_lengths)
         self._check_chunk(x_audio.shape[0], x_audio, sigma)
-        layout = self._layout(text_lengths, history_lengths)
+        layout = self._layout(text_ids, text_lengths, history_lengths, progress)
         prefix = self._embed_prefix(text_ids, history, layout.valid)
         x = torch.cat([prefix, self._embed_audio(x_audio, sigma)], dim=1)
         states: Tensor = self.model(x, layout.rope, self.model.fold(layout.mask))
         return states
 
-    def _layout(self, text_lengths: Tensor, history_lengths: Tensor) -> Layout:
+    def _layout(
+        self, text_ids: Tensor, text_lengths: Tensor, history_lengths: Tensor, progress: Tensor | None
+    ) -> Layout:
         device, dtype = self.audio_in.weight.device, self.audio_in.weight.dtype
         batch, text, prefix = text_lengths.shape[0], self.text_tokens, self.prefix_tokens
         slot = torch.arange(self.capacity, device=device)
@@ -298,19 +352,31 @@ class Orchestrator(nn.Module):
         # The used slots of a part, and how far it moves down to close the gaps before it.
         in_text, in_history = slot < text, slot < prefix
         valid = torch.where(in_text, slot < spoken, torch.where(in_history, slot - text < heard, True))
-        base = torch.where(in_text, 0, torch.where(in_history, spoken - text, spoken + heard - prefix))
         seen = (slot <= slot[:, None]) & valid[:, None, :]
         # Unused slots see themselves, so that no row of the softmax is empty.
         seen = seen | torch.eye(self.capacity, device=device, dtype=torch.bool)
         mask = torch.zeros(batch, self.capacity, self.capacity, device=device, dtype=dtype)
         mask = mask.masked_fill(~seen, float("-inf"))
-        return Layout(
-            valid, rope_tables(slot + base, self.config.head_dim, self.config.rope_theta, dtype), mask
-        )
+        if self.durations is None:
+            base = torch.where(in_text, 0, torch.where(in_history, spoken - text, spoken + heard - prefix))
+            positions = slot + base
+            prior = torch.zeros(batch, self.chunk_tokens, text, device=device)
+        else:
+            if progress is None:
+                progress = torch.zeros(batch, device=device)
+            # The plan is a given for what reads it: durations are learned from durations alone.
+            planned = self.durations(text_ids, valid[:, :text]).detach()
+            times = token_times(planned, progress.float())
+            audio = torch.where(in_history, slot - text - heard, slot - prefix)[:, text:]
+            positions = torch.cat([times, audio.expand(batch, -1).float()], 1)
+            prior = pointer_prior(times, self.chunk_tokens)
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        return Layout(valid, rope, mask, prior)
 
     def _embed_prefix(self, text_ids: Tensor, history: Tensor, valid: Tensor) -> Tensor:
         """Return the embeddings of transcript and history; those of unused slots are finite."""
-        in_text, in_history = valid.split([self.text_tokens, self.history_tokens, self.chunk_tokens], 1)[:2]
+        in_text = valid[:, : self.text_tokens]
+        in_history = valid[:, self.text_tokens : self.prefix_tokens]
         text = self.model.embed_tokens(text_ids.masked_fill(~in_text, 0))
         # History is audio without noise.
         clean = torch.zeros(1, device=history.device)

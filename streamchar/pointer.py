@@ -64,13 +64,16 @@ class ProgressPointer(nn.Module):
         keys: Tensor = self.key(states.masked_fill(~valid[..., None], 0.0))
         return keys
 
-    def locate(self, conditions: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+    def locate(
+        self, conditions: Tensor, keys: Tensor, lengths: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
         """Return the position of each condition, given the keys of the transcript.
 
         Args:
             conditions: [batch, tokens, dim], audio conditions c_a.
             keys: [batch, capacity, dim], from :meth:`keys`.
             lengths: [batch], int32; a row of length 0 has position 0.
+            prior: [batch, tokens, capacity], added to the attention's logits, where there is one.
 
         Returns:
             [batch, tokens], float32 (float64 for float64 input), between 0 and the row's length.
@@ -82,6 +85,8 @@ class ProgressPointer(nn.Module):
         # bf16 cannot tell tokens 256 and 257 apart, so everything from the logits on is at least fp32.
         wide = torch.promote_types(conditions.dtype, torch.float32)
         logits = torch.einsum("bqhd,bkhd->bhqk", q, k).to(wide) / math.sqrt(self.head_dim)
+        if prior is not None:
+            logits = logits + prior[:, None].to(wide)
         valid = _valid(lengths, capacity)[:, None, None, :]
         # Finite, so that a row without any token gives some number, which the clamp makes 0, and no NaN.
         logits = logits.masked_fill(~valid, torch.finfo(wide).min)
@@ -90,7 +95,9 @@ class ProgressPointer(nn.Module):
         offset = self.reach * torch.tanh(self.offset(conditions).squeeze(-1).to(wide))
         return _clamp_through(weights @ centres + offset, lengths.clamp(0, capacity).to(wide)[:, None])
 
-    def forward(self, conditions: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+    def forward(
+        self, conditions: Tensor, states: Tensor, lengths: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
         """Return the position of each condition in the transcript.
 
         Args:

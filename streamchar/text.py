@@ -4,12 +4,13 @@ Words are the unit: each is tokenised on its own with the space before it, so th
 on how the text was cut into pieces, and a window edge never falls inside one.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -35,6 +36,10 @@ class TextError(ValueError):
     def __init__(self, limit: str, value: str, remedy: str) -> None:
         self.remedy = remedy
         super().__init__(f"text must {limit}, got {value}; {remedy}")
+
+
+class VoiceUnavailableError(RuntimeError):
+    """What turns text into the voice's tokens is not installed; the message says what to install."""
 
 
 class Tokenizer(Protocol):
@@ -83,6 +88,62 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; padding is skipped, a cut character reads as U+FFFD."""
         return bytes(token for token in ids if token < self.pad).decode(errors="replace")
+
+
+class PhonemeTokenizer:
+    """English phonemes: token i is the symbol that the ``hibari-tts`` package numbers i, 0 is padding.
+
+    Words are read by that package's lexicon, number and abbreviation rules and its network for unknown
+    words; stress marks, punctuation and the space between words are tokens like the phonemes.
+
+    Raises:
+        VoiceUnavailableError: on the first use of :meth:`encode`, the package is not installed.
+    """
+
+    vocabulary = 192
+    pad = 0
+    script: str | None = "LATIN"
+
+    def __init__(self) -> None:
+        self._g2p: Any = None
+        self._symbols: dict[str, int] = {}
+
+    @property
+    def g2p(self) -> Any:
+        """The package's converter, loaded when it is first needed."""
+        if self._g2p is None:
+            try:
+                from hibari.g2p import ASSETS, G2P
+            except ImportError as error:
+                raise VoiceUnavailableError(
+                    "the voice reads phonemes, which need the hibari-tts package, got none; "
+                    "pip install 'streamchar[voice]'"
+                ) from error
+            self._symbols = json.loads((Path(ASSETS) / "vocab.json").read_text(encoding="utf-8"))
+            self._g2p = G2P()
+        return self._g2p
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """Token of every symbol."""
+        _ = self.g2p
+        return self._symbols
+
+    @property
+    def space(self) -> int:
+        """Token between words."""
+        return self.symbols[" "]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the phonemes of ``text``; a space in front is a token, what has no sound is not."""
+        phonemes = self.g2p(text.strip())
+        spaced = " " + phonemes if text[:1].isspace() and phonemes else phonemes
+        return [self.symbols[symbol] for symbol in spaced if symbol in self.symbols]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the phonemes of ``ids`` as text; padding is skipped."""
+        names = {token: symbol for symbol, token in self.symbols.items()}
+        return "".join(names.get(token, "") for token in ids if token != self.pad)
 
 
 class FileTokenizer:

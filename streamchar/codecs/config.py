@@ -107,6 +107,7 @@ class VocoderConfig:
         hop: samples between the starts of successive spectral frames.
         n_fft: samples under one frame's window, a multiple of ``hop``.
         kernel: spectral frames that a depthwise convolution spans, itself and those before it.
+        mels: bands of the spectrogram that the encoder reads.
     """
 
     dim: int
@@ -115,9 +116,10 @@ class VocoderConfig:
     hop: int = 250
     n_fft: int = 1000
     kernel: int = 7
+    mels: int = 80
 
     def __post_init__(self) -> None:
-        require_positive(self, "dim", "layers", "ffn", "hop", "n_fft", "kernel")
+        require_positive(self, "dim", "layers", "ffn", "hop", "n_fft", "kernel", "mels")
         require(self.n_fft % 2 == 0, "n_fft", "even", self.n_fft, "its last bin is the Nyquist frequency")
         overlap = self.n_fft // self.hop
         ok = self.n_fft % self.hop == 0 and overlap >= 3

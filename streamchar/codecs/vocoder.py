@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..config import Preset, VocoderConfig
+from .spectrogram import Spectrogram
 
 
 class VocoderError(ValueError):
@@ -95,6 +96,7 @@ class Vocoder(nn.Module):
     def __init__(self, config: VocoderConfig, channels: int, samples_per_token: int) -> None:
         super().__init__()
         self.config, self.channels, self.samples_per_token = config, channels, samples_per_token
+        self.spectrogram = Spectrogram(config, channels, samples_per_token)
         self.embed = nn.Linear(channels, samples_per_token // config.hop * config.dim)
         self.embed_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.layers))
@@ -131,6 +133,17 @@ class Vocoder(nn.Module):
             torch.zeros(batch, config.overlap - 1, config.hop, dtype=wide, device=device),
             (window / (0.375 * config.overlap)).to(device, wide),
         )
+
+    def encode(self, audio: torch.Tensor, sample_rate: int = 24000) -> torch.Tensor:
+        """Return the latents of whole recordings, [batch, samples] fp32 to [batch, tokens, channels] fp32.
+
+        Raises:
+            VocoderError: the recordings are no matrix of whole tokens.
+        """
+        limit = f"[batch, a multiple of {self.samples_per_token}]"
+        if audio.dim() != 2 or audio.shape[1] % self.samples_per_token or not audio.shape[1]:
+            raise VocoderError("audio", limit, list(audio.shape))
+        return self.spectrogram.project(self.spectrogram.log_mel(audio, sample_rate))
 
     def decode(self, state: VocoderState, latents: torch.Tensor) -> torch.Tensor:
         """Decode the next tokens of every stream; ``state`` moves on in place.

@@ -1,1 +1,1 @@
-"""Training data: a drawn character and how it moves with speech. An extra; the engine imports none of it."""
+"""Speech, faces and sentences to train on and to evaluate with; the engine never imports it."""

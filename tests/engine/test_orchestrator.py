@@ -266,7 +266,7 @@ def test_random_weights_of_the_tiny_preset_have_unit_activations(device):
     torch.manual_seed(0)
     config = preset("tiny")
     orchestrator = Orchestrator.from_preset(config).to(device)
-    assert orchestrator.history_tokens == config.history_tokens == 360
+    assert orchestrator.history_tokens == config.history_tokens == 48
     assert sum(p.numel() for p in orchestrator.parameters()) < 6e6
     state = orchestrator.new_state(1)
     ids = torch.randint(0, 256, (1, 256), device=device)

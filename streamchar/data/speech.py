@@ -1,0 +1,125 @@
+"""Speech with the time of every phoneme, from the offline synthesiser ``hibari-tts``.
+
+The transcript is phonemised word by word, as :class:`streamchar.text.TextWindow` does at run time, so that
+the tokens of training and of speaking are the same. Sentences are synthesised one by one and joined.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..text import PhonemeTokenizer
+
+SAMPLE_RATE = 24000
+#: One unit of the synthesiser's durations, in seconds.
+DURATION_UNIT = 0.025
+#: The durations run late against what is heard, by as much as an aligner finds, in seconds.
+DURATION_DELAY = 0.075
+#: Silence kept before the first sound of a sentence that opens a recording, in seconds.
+LEAD = 0.1
+_DURATIONS = "/Clip_output_0"
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording and the time of each of its tokens.
+
+    Attributes:
+        text: what is said.
+        tokens: ids of :class:`~streamchar.text.PhonemeTokenizer`, spaces between words included.
+        symbols: the same as phoneme characters, one a token.
+        ends: [tokens] fp32, when each token ends, in seconds; the first starts at 0.
+        word_ends: tokens up to and including each word, one entry a word.
+        audio: [samples] fp32, 24 kHz.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    symbols: str
+    ends: npt.NDArray[np.float32]
+    word_ends: tuple[int, ...]
+    audio: npt.NDArray[np.float32]
+
+
+class Speaker:
+    """The synthesiser's voice. Needs the extra ``data``."""
+
+    def __init__(self) -> None:
+        import onnx
+        import onnxruntime
+        from hibari import Hibari
+
+        self.tokenizer = PhonemeTokenizer()
+        self._voice: Any = Hibari(g2p=self.tokenizer.g2p)
+        model = onnx.load(self._voice.model_path)
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(_DURATIONS, onnx.TensorProto.FLOAT, None)
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def say(self, text: str, seed: int = 0, speed: float = 1.0) -> Utterance:
+        """Synthesise a text.
+
+        Args:
+            text: sentences, separated by spaces after their punctuation.
+            seed: of the noise in unvoiced sounds.
+            speed: of speech, 1 is the voice's own.
+
+        Raises:
+            ValueError: nothing in the text has a sound.
+        """
+        tokens: list[int] = []
+        durations: list[float] = []
+        word_ends: list[int] = []
+        pieces: list[npt.NDArray[np.float32]] = []
+        for index, sentence in enumerate(_SENTENCE_END.split(text.strip())):
+            words = [tuple(self.tokenizer.encode(word)) for word in sentence.split()]
+            words = [word for word in words if word]
+            if not words:
+                continue
+            ids = [token for word in words for token in (self.tokenizer.space, *word)][1:]
+            audio, spans = self._synthesise(ids, seed + index, speed)
+            if pieces:
+                # The pause that opens a sentence belongs to the space before it.
+                tokens.append(self.tokenizer.space)
+                durations.append(spans[0])
+            else:
+                lead = max(spans[0] - DURATION_DELAY - LEAD, 0.0)
+                audio = audio[round(lead * SAMPLE_RATE) :]
+                spans[1] += spans[0] - lead
+            for position, word in enumerate(words):
+                word_ends.append(len(tokens) + sum(len(each) + 1 for each in words[: position + 1]) - 1)
+            tokens += ids
+            # The silence that closes a sentence belongs to its last token.
+            durations += [*spans[1:-2], spans[-2] + spans[-1]]
+            pieces.append(audio)
+        if not pieces:
+            raise ValueError(f"text must have something to speak, got {text[:40]!r}")
+        ends = np.cumsum(durations) - DURATION_DELAY
+        return Utterance(
+            text,
+            tuple(tokens),
+            self.tokenizer.decode(tokens),
+            ends.clip(0).astype(np.float32),
+            tuple(word_ends),
+            np.concatenate(pieces),
+        )
+
+    def _synthesise(
+        self, ids: list[int], seed: int, speed: float
+    ) -> tuple[npt.NDArray[np.float32], list[float]]:
+        from hibari import dsp
+
+        padded = np.asarray([[0, *ids, 0]], np.int64)
+        outputs = self._session.run(None, {"ids": padded, "speed": np.asarray([speed], np.float32)})
+        audio = dsp.synth(*(each[0] for each in outputs[:6]), np.random.default_rng(seed))
+        return audio, [float(units) * DURATION_UNIT for units in outputs[6]]

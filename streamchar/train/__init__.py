@@ -1,0 +1,1 @@
+"""Training of every part of the system; the engine never imports it."""

@@ -1,0 +1,255 @@
+"""The training loop: resumable, seeded by step, with an averaged copy of the weights and curves to look at.
+
+All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from its
+last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+#: Weights pulled to zero a little; biases, norms and other vectors are left alone.
+WEIGHT_DECAY = 0.01
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: in all; the learning rate rises over the first ``warmup``, stays, and falls to zero over the
+            last third.
+        lr: learning rate at its highest.
+        batch: examples of a step.
+        warmup: steps.
+        ema: decay of the averaged copy, a step.
+        clip: norm that gradients are cut to.
+        seed: of everything random.
+        save_seconds: between checkpoints.
+    """
+
+    steps: int
+    lr: float
+    batch: int
+    warmup: int = 100
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+    save_seconds: float = 120.0
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step: a trapezium, which a run may extend at its flat part."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        fall = min(1.0, 3 * (self.steps - step) / self.steps)
+        return self.lr * min(rise, fall)
+
+
+class Trained:
+    """A module with its optimiser and its averaged copy.
+
+    Args:
+        module: its parameters that require a gradient are trained.
+        config: learning rate, clipping and averaging.
+        lr_scale: of this module against the config's learning rate.
+        betas: of AdamW.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: LoopConfig,
+        lr_scale: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+    ) -> None:
+        self.module, self.config, self.lr_scale = module, config, lr_scale
+        self.parameters = [each for each in module.parameters() if each.requires_grad]
+        matrices = [each for each in self.parameters if each.dim() > 1]
+        vectors = [each for each in self.parameters if each.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+        self.ema = [each.detach().clone() for each in self.parameters]
+
+    def update(self, loss: Tensor, step: int) -> float:
+        """Take an optimiser step down ``loss`` and return the norm of the gradient."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr_at(step) * self.lr_scale
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if not torch.isfinite(norm):
+            raise TrainingError(f"gradients must be finite, got {float(norm)} at step {step}; lower the rate")
+        self.optimiser.step()
+        # A short memory first: an average over a thousand steps of ten is mostly the random start.
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.ema, [each.detach() for each in self.parameters], 1 - decay)
+        return float(norm)
+
+    def averaged(self) -> nn.Module:
+        """Return a copy of the module with the averaged weights, without gradients."""
+        average = copy.deepcopy(self.module).requires_grad_(False).eval()
+        trained = [
+            new
+            for new, old in zip(average.parameters(), self.module.parameters(), strict=True)
+            if old.requires_grad
+        ]
+        for parameter, value in zip(trained, self.ema, strict=True):
+            parameter.data.copy_(value)
+        return average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs."""
+        return {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": self.ema,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was."""
+        self.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        for average, value in zip(self.ema, state["ema"], strict=True):
+            average.copy_(value)
+
+
+class Stage(ABC):
+    """One stage of training.
+
+    Attributes:
+        name: of its folder.
+        config: of the loop.
+        trained: modules by name.
+        about: what the checkpoint says of the data and sizes it depends on; a run resumes only on the same.
+    """
+
+    name: str
+
+    def __init__(self, config: LoopConfig, about: dict[str, Any]) -> None:
+        self.config, self.about = config, about
+        self.trained: dict[str, Trained] = {}
+
+    @abstractmethod
+    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Take one step, drawing only from ``generator``, and return what to log."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Return figures on held-out data, logged when the run is saved; by default none."""
+        return {}
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the generator of a step, on the CPU."""
+    digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
+    """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
+
+    Args:
+        stage: freshly built.
+        directory: of all stages; this one's folder holds checkpoint.pt and log.jsonl.
+        minutes: after which to save and stop; None for no limit.
+
+    Returns:
+        Steps done so far.
+
+    Raises:
+        TrainingError: the checkpoint was made with other data or sizes, or a gradient is not finite.
+    """
+    folder = directory / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    step = _resume(stage, folder / "checkpoint.pt")
+    started = saved = time.monotonic()
+    sums: dict[str, float] = {}
+    count = 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, (folder / "log.jsonl").open("a") as log:
+        bar = progress.add_task(stage.name, total=stage.config.steps, completed=step)
+        while step < stage.config.steps:
+            for name, value in stage.update(step, step_generator(stage.config.seed, step)).items():
+                sums[name] = sums.get(name, 0.0) + value
+            step, count = step + 1, count + 1
+            now = time.monotonic()
+            over = minutes is not None and now - started > 60 * minutes
+            last = over or step == stage.config.steps
+            if count == 50 or last:
+                entry = {name: value / count for name, value in sums.items()}
+                text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
+                progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
+                print(json.dumps({"step": step, "seconds": round(now - started, 1), **entry}), file=log, flush=True)
+                sums, count = {}, 0
+            if last or now - saved > stage.config.save_seconds:
+                _save(stage, folder / "checkpoint.pt", step)
+                if scores := stage.evaluate():
+                    print(json.dumps({"step": step, **scores}), file=log, flush=True)
+                saved = time.monotonic()
+            if over:
+                break
+    return step
+
+
+def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None:
+    """Load the averaged weights of a stage's checkpoint into modules built like those it trained.
+
+    Raises:
+        TrainingError: the stage has no checkpoint, or lacks one of the modules.
+    """
+    file = directory / stage / "checkpoint.pt"
+    if not file.is_file():
+        raise TrainingError(f"{stage} must have been trained, got no {file}; run: streamchar train {stage}")
+    state = torch.load(file, map_location="cpu", weights_only=True)["trained"]
+    for name, module in modules.items():
+        if name not in state:
+            raise TrainingError(f"{file} must hold {name}, got {', '.join(state)}")
+        module.load_state_dict(state[name]["module"])
+        trained = [each for each in module.parameters() if each.requires_grad]
+        for parameter, value in zip(trained, state[name]["ema"], strict=True):
+            parameter.data.copy_(value)
+
+
+def read_log(folder: Path) -> Iterable[dict[str, float]]:
+    """Yield the entries of a stage's log, oldest first."""
+    with (folder / "log.jsonl").open() as lines:
+        yield from map(json.loads, lines)
+
+
+def _resume(stage: Stage, file: Path) -> int:
+    if not file.is_file():
+        return 0
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["about"] != stage.about:
+        raise TrainingError(
+            f"{file} must be of {stage.about}, got {state['about']}; remove it or train in another directory"
+        )
+    for name, trained in stage.trained.items():
+        trained.load_state_dict(state["trained"][name])
+    return int(state["step"])
+
+
+def _save(stage: Stage, file: Path, step: int) -> None:
+    state = {
+        "step": step,
+        "config": asdict(stage.config),
+        "about": stage.about,
+        "trained": {name: trained.state_dict() for name, trained in stage.trained.items()},
+    }
+    # A kill while writing must leave the checkpoint before whole.
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, file)

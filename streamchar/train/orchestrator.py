@@ -1,0 +1,136 @@
+"""Pretrain the orchestrator on speech alone: flow matching on audio latents, pointer and durations supervised.
+
+The states at the chunk's positions must tell the velocity of the audio through one linear map, which is what
+makes them conditions worth having; the map itself is dropped afterwards.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..codecs.vocoder import Vocoder
+from ..config import Preset
+from ..data.corpus import Corpus
+from ..orchestrator import Orchestrator
+from .batches import SpeechBatch, random_recordings, speech_batch
+from .flow import draw_sigmas, interpolate
+from .loop import LoopConfig, Stage, Trained
+
+CONFIG = LoopConfig(steps=3500, lr=1.5e-3, batch=32, warmup=200)
+#: Noisy versions of a chunk that share one pass over its prefix.
+DRAWS = 3
+POINTER_WEIGHT, DURATION_WEIGHT = 0.2, 0.3
+#: Words of the window already said: at run time four, or fewer at the start.
+KEPT_WORDS = (2, 6)
+#: Error of the place that the chunk is told it starts at, in tokens: the pointer is not exact either.
+PROGRESS_NOISE = 0.4
+#: Share of chunks without history, as after an interruption of a voice not heard before.
+NO_HISTORY = 0.05
+
+
+class SpeechModel(nn.Module):
+    """The orchestrator with the linear map from its states to velocities."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.orchestrator = Orchestrator.from_preset(preset)
+        self.velocity = nn.Linear(preset.orchestrator.dim, preset.dit.audio_channels)
+        nn.init.normal_(self.velocity.weight, std=0.02)
+        nn.init.zeros_(self.velocity.bias)
+
+
+class OrchestratorStage(Stage):
+    """Transcript and history to audio latents.
+
+    Args:
+        preset: sizes.
+        corpus: recordings.
+        latents: [frames, channels], of all recordings one after another.
+        device: where to train.
+        config: of the loop.
+    """
+
+    name = "orchestrator"
+
+    def __init__(
+        self,
+        preset: Preset,
+        corpus: Corpus,
+        latents: Tensor,
+        device: torch.device,
+        config: LoopConfig = CONFIG,
+    ) -> None:
+        about = {"corpus": corpus.about["key"], "orchestrator": repr(preset.orchestrator)}
+        super().__init__(config, about)
+        torch.manual_seed(config.seed)
+        self.preset, self.corpus, self.latents, self.device = preset, corpus, latents, device
+        self.model = SpeechModel(preset).to(device)
+        self.trained = {"speech": Trained(self.model, config)}
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Take one step."""
+        batch = random_speech(self.preset, self.corpus, self.latents, self.config.batch, generator)
+        batch = batch.to(self.device)
+        losses = speech_losses(self.model, batch, generator)
+        loss = losses["flow"] + POINTER_WEIGHT * losses["pointer"] + DURATION_WEIGHT * losses["durations"]
+        norm = self.trained["speech"].update(loss, step)
+        return {**{name: float(value) for name, value in losses.items()}, "norm": norm}
+
+
+def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the flow-matching, pointer and duration losses of a batch."""
+    orchestrator = model.orchestrator
+    count, device = len(batch.progress), batch.progress.device
+    sigma = draw_sigmas((count, DRAWS), generator).to(device)
+    noise = torch.randn((count, DRAWS, *batch.audio.shape[1:]), generator=generator).to(device)
+    clean = batch.audio[:, None].expand_as(noise)
+    jitter = torch.randn(count, generator=generator).to(device) * PROGRESS_NOISE
+    progress = (batch.progress + jitter).clamp(min=0).minimum(batch.text_lengths.float())
+    with torch.autocast(device.type, torch.bfloat16):
+        states, position = orchestrator(
+            batch.text_ids,
+            batch.text_lengths,
+            batch.history,
+            batch.history_lengths,
+            interpolate(clean, noise, sigma),
+            sigma,
+            progress,
+        )
+        velocity = model.velocity(states)
+        losses = {"flow": F.mse_loss(velocity.float(), noise - clean)}
+    losses["pointer"] = F.smooth_l1_loss(position, batch.position[:, None].expand_as(position))
+    if orchestrator.durations is not None:
+        valid = torch.arange(batch.text_ids.shape[1], device=device) < batch.text_lengths[:, None]
+        planned = orchestrator.durations(batch.text_ids, valid)
+        losses["durations"] = F.smooth_l1_loss(planned[valid], batch.durations[valid], beta=0.25)
+    return losses
+
+
+def random_speech(
+    preset: Preset, corpus: Corpus, latents: Tensor, count: int, generator: torch.Generator
+) -> SpeechBatch:
+    """Draw chunks of a corpus, some at the start of a recording and some past its last word."""
+    places = []
+    for recording in random_recordings(corpus, count, generator):
+        room = max(recording.frames - preset.audio_tokens // 2, 1)
+        # Starts are what a listener notices first, and as many as one chunk in eight of a short text.
+        early = torch.rand((), generator=generator) < 0.15
+        place = torch.randint(1 if early else room, (), generator=generator)
+        places.append((recording, int(place)))
+    kept = torch.randint(KEPT_WORDS[0], KEPT_WORDS[1] + 1, (count,), generator=generator)
+    batch = speech_batch(preset, places, latents, kept.tolist())
+    forgotten = torch.rand(count, generator=generator) < NO_HISTORY
+    batch.history_lengths.masked_fill_(forgotten, 0)
+    return batch
+
+
+@torch.no_grad()
+def audio_latents(vocoder: Vocoder, corpus: Corpus) -> Tensor:
+    """Encode every recording, [frames, channels] fp16 on the CPU."""
+    parts = []
+    device = vocoder.head.weight.device
+    for recording in corpus:
+        audio = torch.from_numpy(recording.audio.astype(np.float32))[None].to(device) / 32767
+        parts.append(vocoder.encode(audio)[0].half().cpu())
+    return torch.cat(parts)

@@ -1,0 +1,111 @@
+"""Losses and discriminators on spectra, for the vocoder."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..codecs.spectrogram import mel_bank
+
+#: Window lengths of the multi-resolution loss; hops are a quarter of them.
+WINDOWS = (256, 512, 1024, 2048)
+#: Window lengths of the discriminators.
+DISCRIMINATED = (512, 1024, 2048)
+FLOOR = 1e-4
+
+
+@functools.lru_cache(maxsize=8)
+def _window(length: int) -> Tensor:
+    return torch.hann_window(length)
+
+
+def spectrum(audio: Tensor, length: int) -> Tensor:
+    """Return the complex spectrum of [batch, samples], [batch, frames, bins], of unit gain for a sine."""
+    window = _window(length).to(audio.device)
+    frames = audio.unfold(1, length, length // 4) * (window / window.sum())
+    return torch.fft.rfft(frames)
+
+
+def spectral_loss(made: Tensor, real: Tensor, sample_rate: int = 24000) -> Tensor:
+    """Return the mean distance of log-magnitudes and log-mel energies over several window lengths.
+
+    Args:
+        made: [batch, samples] fp32.
+        real: the same shape.
+        sample_rate: of both.
+
+    Source: multi-resolution STFT loss, arXiv 1910.11480 section 2.2; log-mel distance, Vocos, arXiv 2306.00814.
+    """
+    total = made.new_zeros(())
+    for length in WINDOWS:
+        a, b = (spectrum(each, length).abs() for each in (made, real))
+        converged = (a - b).norm() / b.norm().clamp(min=1e-6)
+        log = ((a + FLOOR).log() - (b + FLOOR).log()).abs().mean()
+        bank = mel_bank(max(20, min(100, length // 16)), length, sample_rate).to(made.device)
+        mel = ((a @ bank.T + FLOOR).log() - (b @ bank.T + FLOOR).log()).abs().mean()
+        total = total + converged + log + 2 * mel
+    return total / len(WINDOWS)
+
+
+class SpectrumDiscriminator(nn.Module):
+    """Judge patches of one spectrum, real and imaginary part as channels.
+
+    Source: the multi-scale STFT discriminator of EnCodec, arXiv 2210.13438 section 3.4, made small.
+    """
+
+    def __init__(self, length: int, channels: int = 16) -> None:
+        super().__init__()
+        self.length = length
+        sizes = (2, channels, channels, 2 * channels, 2 * channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, (3, 8), stride=(1, 1 if index == 0 else 4), padding=(1, 4))
+            for index, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        )
+        self.out = nn.Conv2d(sizes[-1], 1, 3, padding=1)
+
+    def forward(self, audio: Tensor) -> list[Tensor]:
+        """Return the features of every layer, the verdict on each patch last."""
+        complex_ = spectrum(audio, self.length)
+        # Compressed, for the ear hears ratios and most bins are faint.
+        scale = (complex_.abs() + 1e-5).pow(-0.7)
+        x = torch.stack((complex_.real * scale, complex_.imag * scale), 1)
+        features = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        features.append(self.out(x))
+        return features
+
+
+class Discriminators(nn.Module):
+    """A discriminator for each window length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(SpectrumDiscriminator(length) for length in DISCRIMINATED)
+
+    def forward(self, audio: Tensor) -> list[list[Tensor]]:
+        """Return the features of every discriminator for [batch, samples]."""
+        return [each(audio) for each in self.each]
+
+
+def hinge_real_made(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
+    """Return the discriminators' hinge loss: verdicts on real above 1, on made below -1."""
+    terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + m[-1]).mean() for r, m in zip(real, made, strict=True)]
+    return torch.stack(terms).mean()
+
+
+def hinge_fooled(made: list[list[Tensor]]) -> Tensor:
+    """Return the generator's loss: verdicts on what it made as high as they go."""
+    return torch.stack([-each[-1].mean() for each in made]).mean()
+
+
+def feature_loss(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
+    """Return the mean distance of the discriminators' features, relative to their size on real audio."""
+    terms = [
+        (m - r.detach()).abs().mean() / r.detach().abs().mean().clamp(min=1e-4)
+        for rs, ms in zip(real, made, strict=True)
+        for r, m in zip(rs[:-1], ms[:-1], strict=True)
+    ]
+    return torch.stack(terms).mean()
