@@ -7,7 +7,10 @@ import re
 
 # Parts of words, British and American.
 _SPELLINGS = {
-    **{f"{stem}our": f"{stem}or" for stem in "col neighb fav rum harb arm flav hon hum vap vig lab behavi".split()},  # noqa: SIM905
+    **{
+        f"{stem}our": f"{stem}or"
+        for stem in "col neighb fav rum harb arm flav hon hum vap vig lab behavi".split()
+    },  # noqa: SIM905
     "travell": "travel",
     "jeweller": "jeweler",
     "jewelery": "jewelry",

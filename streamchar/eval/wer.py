@@ -16,7 +16,7 @@ SAMPLE_RATE = 24_000
 #: What both recognisers take.
 RECOGNISER_RATE = 16_000
 #: Silence put around a recording, in seconds: recognisers drop words that begin at once.
-_MARGIN = 0.2
+MARGIN = 0.2
 
 Audio = npt.NDArray[np.float32]
 
@@ -134,9 +134,7 @@ def word_errors(said: Sequence[str], heard: Sequence[str], seed: int = 0) -> Wor
         if not reference:
             raise ValueError(f"every transcript must have a word, got {said[len(counts)]!r}")
         found = jiwer.process_words(reference, hypothesis)
-        counts.append(
-            (found.substitutions, found.deletions, found.insertions, len(reference.split()))
-        )
+        counts.append((found.substitutions, found.deletions, found.insertions, len(reference.split())))
     table = np.asarray(counts)
     draws = np.random.default_rng(seed).integers(0, len(table), (1000, len(table)))
     drawn = table[draws].sum(1)
@@ -146,8 +144,8 @@ def word_errors(said: Sequence[str], heard: Sequence[str], seed: int = 0) -> Wor
 
 
 def padded(audio: Audio) -> Audio:
-    """Return 24 kHz audio with a short silence before and after it."""
-    return np.pad(audio, round(_MARGIN * SAMPLE_RATE))
+    """Return 24 kHz audio with a silence of :data:`MARGIN` before and after it."""
+    return np.pad(audio, round(MARGIN * SAMPLE_RATE))
 
 
 def resampled(audio: Audio) -> Audio:
