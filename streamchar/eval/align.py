@@ -39,7 +39,7 @@ _PHONES = {
 #: Seconds of a frame of the aligner.
 _FRAME = 0.01
 _SILENCE = "."
-# Recordings that cannot be aligned are tried again with noise of this deviation, about three steps of 16-bit audio.
+# Recordings that cannot be aligned are tried again with noise of this deviation, three steps of 16 bits.
 _TRIES, _NOISE = 4, 1e-4
 
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-# Cells that a picture is averaged over: hair, eyes, cheeks, mouth, clothes and ground fall into cells of their own.
+# Cells a side that a picture is averaged over: hair, eyes, clothes and ground fall into different ones.
 _CELLS = 12
 
 Frames = npt.NDArray[np.uint8]

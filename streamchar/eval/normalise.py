@@ -9,8 +9,22 @@ import re
 _SPELLINGS = {
     **{
         f"{stem}our": f"{stem}or"
-        for stem in "col neighb fav rum harb arm flav hon hum vap vig lab behavi".split()
-    },  # noqa: SIM905
+        for stem in [
+            "col",
+            "neighb",
+            "fav",
+            "rum",
+            "harb",
+            "arm",
+            "flav",
+            "hon",
+            "hum",
+            "vap",
+            "vig",
+            "lab",
+            "behavi",
+        ]
+    },
     "travell": "travel",
     "jeweller": "jeweler",
     "jewelery": "jewelry",
@@ -38,10 +52,28 @@ _WORDS = {
     "moustache": "mustache",
     "'twas": "twas",
 }
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
+_UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 _ORDINALS = {
     "one": "first",

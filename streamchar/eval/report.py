@@ -10,7 +10,7 @@ from .short import SHIFT, SourceScores
 from .sync import SyncScore
 from .wer import WordErrors
 
-#: What is to be reached: word error rate above ground truth's, offset, share of its correlation, identity, speed.
+#: To be reached: word error rate above ground truth's, offset, share of its correlation, identity, speed.
 WER_MARGIN, OFFSET, CORRELATION, IDENTITY, RTF = 0.10, 1, 0.8, 0.95, 0.8
 
 

@@ -1,4 +1,4 @@
-"""Where clips come from: drawn and synthesised as training data is, through the codecs and back, or generated."""
+"""Where clips come from: drawn and synthesised as for training, through the codecs and back, or generated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def reference_frame(identity: int, height: int, width: int) -> npt.NDArray[np.ui
 
 
 def as_input(frames: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Return [..., height, width, 3] uint8 as [..., 3, height, width] fp32 in [-1, 1], as networks take it."""
+    """Return [..., height, width, 3] uint8 as networks take it, [..., 3, height, width] fp32 in [-1, 1]."""
     return torch.from_numpy(frames.copy()).movedim(-1, -3).float() / 127.5 - 1
 
 
