@@ -62,9 +62,20 @@ def _attend_by_row(
             for x in (k, v)
         )
         queries = q[row : row + 1].transpose(1, 2)
+        if q.dtype == torch.bfloat16 and q.requires_grad:
+            rows.append(_attend_densely(queries, keys, values, softmax_scale).transpose(1, 2))
+            continue
         out = F.scaled_dot_product_attention(queries, keys, values, scale=softmax_scale, enable_gqa=True)
         rows.append(out.transpose(1, 2))
     return torch.cat(rows)
+
+
+def _attend_densely(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float) -> torch.Tensor:
+    """Attend by matrix products, [1, heads, tokens, head_dim]: training in bf16 on a CPU, a third of the time."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x[0].repeat_interleave(group, 0) if group > 1 else x[0] for x in (k, v))
+    scores = torch.baddbmm(q.new_zeros(1), q[0], k.transpose(1, 2), beta=0, alpha=softmax_scale)
+    return torch.bmm(scores.softmax(-1), v)[None]
 
 
 def aligned_segments(segments: torch.Tensor, alignment: int) -> torch.Tensor:

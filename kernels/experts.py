@@ -23,6 +23,7 @@ from ._compat import FP8, INTERPRETED, TensorDescriptor, tl, triton
 from ._dispatch import Backend, Launch, use_triton
 from ._expert_checks import FLOATS, check_down, check_up
 from ._math import gelu_tanh
+from ._rows import rows_of_tokens
 from .configs import HOPPER_SMS, GemmConfig, Measured, gemm_config, measured, pick
 
 #: Few programs, so that each walks several tiles in the interpreter too.
@@ -285,9 +286,7 @@ def gated_residual(
     residual: torch.Tensor, gate: torch.Tensor, row_index: torch.Tensor, branch: torch.Tensor
 ) -> torch.Tensor:
     """Compute ``residual + gate[row] * branch`` in residual.dtype."""
-    index = row_index.long().clamp(0, gate.shape[1] - 1)
-    gate_of_token = gate.gather(1, index[..., None].expand(-1, -1, gate.shape[2]))
-    return torch.addcmul(residual, gate_of_token, branch).to(residual.dtype)
+    return torch.addcmul(residual, rows_of_tokens(gate, row_index), branch).to(residual.dtype)
 
 
 def empty_hidden(

@@ -22,6 +22,7 @@ from ._checks import (
 )
 from ._compat import FP8, FP8_MAX, tl, triton
 from ._dispatch import Backend, Launch, use_triton
+from ._rows import rows_of_tokens
 
 Norm = Literal["rms", "layer", "none"]
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -280,8 +281,7 @@ def modulation_reference(
 
     def of_token(rows: torch.Tensor) -> torch.Tensor:
         assert row_index is not None
-        index = row_index.long().clamp(0, rows.shape[1] - 1)
-        return rows.to(wide_dtype).gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+        return rows_of_tokens(rows.to(wide_dtype), row_index)
 
     residual = x.to(wide_dtype)
     if branch is not None and gate is not None:

@@ -62,6 +62,8 @@ class LoopConfig:
 class Trained:
     """A module with its optimiser and its averaged copy.
 
+    A module in 16 bits is trained through a copy of its weights in fp32, which steps too small for it add up in.
+
     Args:
         module: its parameters that require a gradient are trained.
         config: learning rate, clipping and averaging.
@@ -78,25 +80,33 @@ class Trained:
     ) -> None:
         self.module, self.config, self.lr_scale = module, config, lr_scale
         self.parameters = [each for each in module.parameters() if each.requires_grad]
-        matrices = [each for each in self.parameters if each.dim() > 1]
-        vectors = [each for each in self.parameters if each.dim() <= 1]
+        self.wide = [each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters]
+        matrices = [each for each in self.wide if each.dim() > 1]
+        vectors = [each for each in self.wide if each.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
-        self.ema = [each.detach().clone() for each in self.parameters]
+        self.ema = [each.detach().clone() for each in self.wide]
 
     def update(self, loss: Tensor, step: int) -> float:
         """Take an optimiser step down ``loss`` and return the norm of the gradient."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.lr_at(step) * self.lr_scale
-        self.optimiser.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        for wide, parameter in zip(self.wide, self.parameters, strict=True):
+            wide.grad = None if parameter.grad is None else parameter.grad.to(wide.dtype)
+        norm = nn.utils.clip_grad_norm_(self.wide, self.config.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"gradients must be finite, got {float(norm)} at step {step}; lower the rate")
         self.optimiser.step()
+        with torch.no_grad():
+            for wide, parameter in zip(self.wide, self.parameters, strict=True):
+                if wide is not parameter:
+                    parameter.copy_(wide)
         # A short memory first: an average over a thousand steps of ten is mostly the random start.
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.ema, [each.detach() for each in self.parameters], 1 - decay)
+        torch._foreach_lerp_(self.ema, [each.detach() for each in self.wide], 1 - decay)
         return float(norm)
 
     def averaged(self) -> nn.Module:
@@ -115,6 +125,7 @@ class Trained:
         """Return everything that a resumed run needs."""
         return {
             "module": self.module.state_dict(),
+            "wide": [each.detach() for each in self.wide],
             "optimiser": self.optimiser.state_dict(),
             "ema": self.ema,
         }
@@ -122,6 +133,9 @@ class Trained:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where :meth:`state_dict` was."""
         self.module.load_state_dict(state["module"])
+        with torch.no_grad():
+            for wide, value in zip(self.wide, state["wide"], strict=True):
+                wide.copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
         for average, value in zip(self.ema, state["ema"], strict=True):
             average.copy_(value)

@@ -25,6 +25,8 @@ POINTER_WEIGHT, DURATION_WEIGHT = 0.2, 0.3
 KEPT_WORDS = (2, 6)
 #: Error of the place that the chunk is told it starts at, in tokens: the pointer is not exact either.
 PROGRESS_NOISE = 0.4
+#: Noise on the history, at most: at run time it is what the network itself said.
+HISTORY_NOISE = 0.3
 #: Share of chunks without history, as after an interruption of a voice not heard before.
 NO_HISTORY = 0.05
 
@@ -87,11 +89,13 @@ def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Gener
     clean = batch.audio[:, None].expand_as(noise)
     jitter = torch.randn(count, generator=generator).to(device) * PROGRESS_NOISE
     progress = (batch.progress + jitter).clamp(min=0).minimum(batch.text_lengths.float())
+    level = torch.rand((count, 1, 1), generator=generator) * HISTORY_NOISE
+    unsure = (level * torch.randn(batch.history.shape, generator=generator)).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         states, position = orchestrator(
             batch.text_ids,
             batch.text_lengths,
-            batch.history,
+            batch.history + unsure,
             batch.history_lengths,
             interpolate(clean, noise, sigma),
             sigma,

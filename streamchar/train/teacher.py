@@ -1,0 +1,115 @@
+"""Train the joint audio-video transformer by flow matching: the many-step teacher."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import Preset
+from ..data.corpus import Corpus
+from ..memory import KVMemory
+from ..orchestrator import Orchestrator
+from .flow import draw_sigmas, interpolate
+from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_batch, velocities
+from .loop import LoopConfig, Stage, Trained
+from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
+
+CONFIG = LoopConfig(steps=3000, lr=1e-3, batch=8, warmup=100, ema=0.998)
+#: Noisy versions of a chunk that share its conditioning.
+DRAWS = 3
+
+
+class TeacherStage(Stage):
+    """Noisy chunks to velocities, given transcript, history, reference, sink and motion.
+
+    Args:
+        preset: sizes.
+        corpus: recordings.
+        audio: audio latents of the corpus, [frames, channels].
+        video: video latents of some of its recordings.
+        pretrained: orchestrator and velocity map of the speech stage.
+        device: where to train.
+        config: of the loop.
+    """
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        preset: Preset,
+        corpus: Corpus,
+        audio: Tensor,
+        video: VideoLatents,
+        pretrained: tuple[Orchestrator, nn.Linear],
+        device: torch.device,
+        config: LoopConfig = CONFIG,
+    ) -> None:
+        about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
+        super().__init__(config, about)
+        torch.manual_seed(config.seed)
+        self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
+        self.model = JointModel(preset)
+        self.model.start_from(*pretrained)
+        self.model.to(device)
+        # The speech stage has seen far more text than there is video for.
+        self.model.orchestrator.requires_grad_(False)
+        self.memory = KVMemory(preset, config.batch, device, torch.bfloat16)
+        self.trained = {"joint": Trained(self.model, config)}
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Take one step."""
+        batch = joint_batch(
+            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
+        )
+        losses = flow_losses(self.model, self.memory, batch, generator)
+        norm = self.trained["joint"].update(losses["video"] + AUDIO_WEIGHT * losses["audio"], step)
+        self.memory.detach_()
+        return {**{name: float(value) for name, value in losses.items()}, "norm": norm}
+
+
+def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return progress and history as a session knows them, not quite right."""
+    speech = batch.speech
+    count = len(speech.progress)
+    jitter = torch.randn(count, generator=generator) * PROGRESS_NOISE
+    progress = (speech.progress + jitter).clamp(min=0).minimum(speech.text_lengths.float())
+    level = torch.rand((count, 1, 1), generator=generator) * HISTORY_NOISE
+    history = speech.history + level * torch.randn(speech.history.shape, generator=generator)
+    return progress, history
+
+
+def flow_losses(
+    model: JointModel, memory: KVMemory, batch: JointBatch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the flow-matching losses of both modalities."""
+    count = len(batch.video)
+    sigmas = draw_sigmas((count, DRAWS), generator)
+    progress, history = unsure(batch, generator)
+    targets: list[tuple[Tensor, Tensor]] = []
+    noisy: list[tuple[Tensor, Tensor]] = []
+    for draw in range(DRAWS):
+        clean = batch.video, batch.speech.audio
+        noise = tuple(torch.randn(each.shape, generator=generator) for each in clean)
+        targets.append((noise[0] - clean[0], noise[1] - clean[1]))
+        noisy.append(
+            (
+                interpolate(clean[0], noise[0], sigmas[:, draw]),
+                interpolate(clean[1], noise[1], sigmas[:, draw]),
+            )
+        )
+    x_video, x_audio = zip(*noisy, strict=True)
+    made = velocities(model, memory, batch, x_video, x_audio, sigmas, progress, history)
+    losses = [
+        torch.stack([F.mse_loss(v[part], target[part]) for v, target in zip(made, targets, strict=True)]).mean()
+        for part in range(2)
+    ]
+    return {"video": losses[0], "audio": losses[1]}
+
+
+def normalised(preset: Preset, video: VideoLatents) -> Preset:
+    """Return the preset whose VAE gives latents of mean 0 and variance 1."""
+    vae = replace(
+        preset.vae, latents_mean=tuple(video.mean.tolist()), latents_std=tuple(video.std.tolist())
+    )
+    return replace(preset, vae=vae)
