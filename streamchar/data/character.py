@@ -17,7 +17,7 @@ from .identity import Hair, Identity
 from .motion import animate
 from .mouth import MOUTH_DARK, paint_mouth
 from .paint import Box, Canvas
-from .pose import LIMITS, Pose, neutral
+from .pose import LIMITS, MOUTH_COLUMNS, Pose, neutral
 from .torso import paint_background, paint_clothes, paint_neck
 from .visemes import VISEMES, Phone, Viseme, mouth_openness
 
@@ -35,10 +35,10 @@ __all__ = [
     "render",
 ]
 
-#: Where the mouth and the face of every neutral pose lie, wide open mouths included: left, top, right, bottom as
-#: shares of a square picture, or of the square in the middle of a wide one.
-MOUTH_BOX: Box = (0.36, 0.58, 0.64, 0.76)
-FACE_BOX: Box = (0.20, 0.13, 0.80, 0.82)
+#: Where the mouth and the face lie while the head is at rest, wide open mouths included: left, top, right and
+#: bottom as shares of a square picture, or of the square in the middle of a wide one.
+MOUTH_BOX: Box = (0.27, 0.57, 0.73, 0.83)
+FACE_BOX: Box = (0.22, 0.14, 0.78, 0.84)
 
 #: Frames painted at a time on a CPU: planes and distances stay in its cache.
 _CPU_BATCH = 16
@@ -65,12 +65,10 @@ def render(
     """
     if pose.ndim != 2 or pose.shape[1] != len(Pose):
         raise ValueError(
-            f"pose must be [frames, {len(Pose)}], got {list(pose.shape)}; start from neutral(frames) or animate()"
+            f"pose must be [frames, {len(Pose)}], got {list(pose.shape)}; start from neutral() or animate()"
         )
     if min(height, width) < 16:
-        raise ValueError(
-            f"height and width must be at least 16, got {height} and {width}; draw larger and resize"
-        )
+        raise ValueError(f"height and width must be at least 16, got {height} and {width}; draw larger")
     where = torch.device(device) if device is not None else pose.device
     pose = pose.to(where, torch.float32)
     low, high = torch.tensor([LIMITS[column] for column in Pose], device=where).T
@@ -102,8 +100,9 @@ def _paint(canvas: Canvas, identity: Identity, pose: Tensor, clothes: Tensor, bo
     below.planes.mul_(1 - body[:, rows:]).add_(clothes[:, :, rows:])
     neck = canvas.window((-0.5, 0.2, 0.5, 0.86))
     paint_neck(neck, identity, head.x, head.y - HEAD_Y)
-    paint_ears(canvas, identity, head)
-    window = canvas.window((-0.75, -0.85, 0.75, 0.85))
+    if identity.hair not in CUTS or CUTS[identity.hair].ears:
+        paint_ears(canvas, identity, head)
+    window = canvas.window((-0.75, -1.0, 0.75, 0.85))
     u, v = head.coordinates(window)
     paint_face(window, identity, head, u, v)
     paint_nose(canvas, identity, head)
@@ -119,17 +118,7 @@ def _paint(canvas: Canvas, identity: Identity, pose: Tensor, clothes: Tensor, bo
 def _showing(viseme: Viseme | None = None, **columns: float) -> Tensor:
     pose = neutral()
     if viseme is not None:
-        pose[0, : Pose.TONGUE + 1] = torch.tensor(
-            (
-                viseme.opening,
-                viseme.width,
-                viseme.round,
-                viseme.tuck,
-                viseme.press,
-                viseme.teeth,
-                viseme.tongue,
-            )
-        )
+        pose[0, : len(MOUTH_COLUMNS)] = torch.tensor(viseme.columns())
     for name, value in columns.items():
         pose[0, Pose[name]] = value
     return pose

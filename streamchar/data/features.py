@@ -22,7 +22,7 @@ def paint_eyes(canvas: Canvas, identity: Identity, head: HeadFrame, pose: Tensor
     """Paint both eyes, lids and lashes, looking where the pose says."""
     gaze_x, gaze_y = pose[:, Pose.GAZE_X, None, None], pose[:, Pose.GAZE_Y, None, None]
     width, height = identity.eye_width, identity.eye_height
-    iris = 0.80 * min(height, 0.095)
+    iris = 0.90 * min(height, 0.098)
     shade = skin_shade(identity)
     for side, column in ((-1, Pose.BLINK_LEFT), (1, Pose.BLINK_RIGHT)):
         shut = pose[:, column, None, None]
@@ -35,11 +35,11 @@ def paint_eyes(canvas: Canvas, identity: Identity, head: HeadFrame, pose: Tensor
         bow = _parabola(u, width)
         # Rounder than a parabola: lids are circles near the corners.
         arc = bow.sqrt().add_(bow).mul_(0.5)
-        lower = arc * (0.78 * height)
-        upper = torch.lerp(arc * -height, lower, shut * 0.96)
+        lower = arc * (0.74 * height)
+        upper = torch.lerp(arc * (-0.86 * height), lower, shut * 0.96)
         white = window.band(v, upper, lower)
         window.paint(white, (250, 248, 246))
-        x, y = u - gaze_x * (0.34 * width), v - gaze_y * (0.30 * height)
+        x, y = u - gaze_x * (0.34 * width), v + 0.06 * height - gaze_y * (0.30 * height)
         distance = ellipse(x, y, iris, iris)
         ring = window.edge(distance.clone()) * white
         window.paint(ring, mix(identity.eye_colour, (10, 8, 16), 0.45))
@@ -58,8 +58,8 @@ def paint_eyes(canvas: Canvas, identity: Identity, head: HeadFrame, pose: Tensor
         lash = window.band(v, upper - thickness * reach, upper + 0.004)
         window.paint(lash * reach.clamp(max=0.5).mul_(1.9).clamp_(max=1), _LINE)
         under = window.band(v, lower - 0.002, lower + 0.012 * reach)
-        window.paint(under * 0.35, _LINE)
-        crease = -height * 1.28 * arc - 0.012
+        window.paint(under * reach.clamp(max=0.35), _LINE)
+        crease = -height * 1.14 * arc - 0.014
         window.paint(window.band(v, crease - 0.006 * reach, crease + 0.006 * reach) * 0.45, shade)
 
 

@@ -20,12 +20,17 @@ class Cut:
         side: width beyond the face.
         crown: height beyond the skull, times the identity's crown.
         drop: how far down the sides of the front shape stay vertical.
-        centre, curl: rise of the hair line from its middle, by the square and by the fourth power of the distance.
+        centre, quartic: rise of the hair line by the square and by the fourth power of the distance from its
+            middle.
         fringe: added to the identity's hair line, down.
         back: how far down the shape behind the head reaches, none if 0.
         back_side: its width beyond the face.
         waves: size and frequency of the ripples of the outline.
         lift: how far the crown leans up on the side of the parting.
+        parted: how far the hair line's middle follows the identity's part.
+        end: where the front shape is cut off, down.
+        soft: over what height the hair line fades, 0 for an edge.
+        ears: whether the ears show.
     """
 
     side: float = 0.025
@@ -39,28 +44,63 @@ class Cut:
     waves: tuple[float, float] = (0.0, 0.0)
     lift: float = 0.0
     parted: float = 0.0
+    end: float = 9.0
+    soft: float = 0.0
+    ears: bool = True
 
 
 CUTS: dict[Hair, Cut] = {
-    Hair.BUZZ: Cut(side=0.006, crown=0.25, centre=0.5, quartic=7.0),
-    Hair.SHORT: Cut(centre=0.9, quartic=6.5, parted=0.3, waves=(0.010, 26.0)),
-    Hair.SIDE_PART: Cut(side=0.035, centre=1.35, quartic=3.5, parted=1.0, fringe=-0.02, lift=0.10),
-    Hair.QUIFF: Cut(
-        side=0.015, crown=2.0, centre=0.6, quartic=7.0, fringe=-0.03, waves=(0.018, 15.0), lift=0.16
+    Hair.BUZZ: Cut(side=0.006, crown=0.25, centre=0.4, quartic=8.0, end=0.0, soft=0.05),
+    Hair.SHORT: Cut(
+        side=0.02,
+        crown=1.5,
+        centre=0.45,
+        quartic=7.5,
+        parted=0.3,
+        fringe=-0.04,
+        waves=(0.022, 21.0),
+        end=0.0,
+        lift=0.08,
     ),
-    Hair.FRINGE: Cut(side=0.045, crown=1.1, centre=0.1, quartic=9.0, fringe=0.13, waves=(0.008, 30.0)),
-    Hair.BOB: Cut(side=0.075, drop=0.20, centre=0.15, quartic=17.0, fringe=0.10, back=0.46, back_side=0.10),
+    Hair.SIDE_PART: Cut(
+        side=0.025, crown=1.4, centre=0.65, quartic=5.5, parted=1.0, fringe=-0.02, lift=0.12, end=0.02
+    ),
+    Hair.QUIFF: Cut(
+        side=0.012,
+        crown=2.0,
+        centre=0.6,
+        quartic=7.5,
+        fringe=-0.03,
+        waves=(0.018, 15.0),
+        lift=0.16,
+        end=0.0,
+    ),
+    Hair.FRINGE: Cut(
+        side=0.045, crown=1.1, centre=0.1, quartic=9.0, fringe=0.11, waves=(0.010, 30.0), end=0.14
+    ),
+    Hair.BOB: Cut(
+        side=0.085,
+        drop=0.20,
+        centre=0.15,
+        quartic=15.0,
+        fringe=0.08,
+        back=0.46,
+        back_side=0.10,
+        end=0.33,
+        ears=False,
+    ),
     Hair.LONG: Cut(
-        side=0.06,
+        side=0.07,
         drop=0.5,
-        centre=1.5,
-        quartic=12.0,
+        centre=1.3,
+        quartic=10.0,
         parted=0.6,
         back=1.15,
         back_side=0.15,
         waves=(0.014, 11.0),
+        ears=False,
     ),
-    Hair.BUN: Cut(side=0.015, crown=0.6, centre=1.1, quartic=5.0, fringe=-0.02),
+    Hair.BUN: Cut(side=0.015, crown=0.6, centre=1.0, quartic=5.0, fringe=-0.02, end=0.06),
     Hair.CURLY: Cut(
         side=0.07, crown=1.7, centre=0.9, quartic=5.0, waves=(0.035, 19.0), back=0.30, back_side=0.13
     ),
@@ -113,15 +153,21 @@ def paint_hair(canvas: Canvas, identity: Identity, u: Tensor, v: Tensor) -> None
     square = offset * offset
     line = (square * cut.centre).add_((u * u).square_().mul_(cut.quartic)).sub_(identity.fringe - cut.fringe)
     if cut.waves[0]:
-        line.add_(torch.sin(u * (1.7 * cut.waves[1])).mul_(min(cut.waves[0], 0.014)))
+        line.add_(torch.sin(u * (1.7 * cut.waves[1])).mul_(0.8 * min(cut.waves[0], 0.02)))
     steep = (offset.abs().mul_(2 * cut.centre)).add_(u.abs().pow_(3).mul_(4 * cut.quartic))
     below = (v - line).div_(steep.square_().add_(1).sqrt_())
     depth = below.clone()
-    hair = canvas.edge(torch.maximum(outline, below))
-    soft = 0.82 if identity.hair is Hair.BUZZ else 1.0
-    canvas.paint(hair * soft, colour)
-    shadow = (depth.mul_(7).add_(1)).clamp_(0, 1).square_().mul_(hair).mul_(0.35 * soft)
+    if cut.end < 1:
+        below = torch.maximum(below, v - cut.end)
+    if cut.soft:
+        hair = canvas.edge(outline).mul_((0.5 - below / cut.soft).clamp_(0, 1)).mul_(0.85)
+    else:
+        hair = canvas.edge(torch.maximum(outline, below))
+    canvas.paint(hair, colour)
+    shadow = (depth.mul_(7).add_(1)).clamp_(0, 1).square_().mul_(hair).mul_(0.35)
     canvas.paint(shadow, mix(colour, DARK, 0.5))
+    strands = torch.sin((u * 34).add_(v * (u * 26))).clamp_(min=0).mul_(hair).mul_(0.16)
+    canvas.paint(strands, mix(colour, DARK, 0.55))
     top = 0.80 * identity.face_height
     shine = glow(u + 0.16, v + top, 0.30, 0.17, 0.42)
     if cut.waves[0]:

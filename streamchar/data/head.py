@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .identity import Identity
@@ -58,7 +57,7 @@ class HeadFrame:
     def coordinates(
         self, canvas: Canvas, depth: float = 0.0, at: tuple[float, float] = (0.0, 0.0)
     ) -> tuple[Tensor, Tensor]:
-        """Return the head coordinates of a canvas' pixels about a point: u and v, each [frames, height, width].
+        """Return the head coordinates u, v of a canvas' pixels about a point, each [frames, height, width].
 
         Args:
             canvas: whose pixels.

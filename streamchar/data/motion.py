@@ -11,6 +11,8 @@ from .visemes import FRAME_RATE, Phone, frame_times, mouth_track
 
 #: Seconds between blinks, least and most, and the seconds one takes.
 BLINK_EVERY, BLINK_SECONDS = (2.0, 5.0), 0.16
+#: Seconds that a glance takes to the next point.
+GLANCE_SECONDS = 0.09
 #: Seconds in which a clip moves off the neutral pose.
 SETTLING = 0.8
 #: How far each part of the head strays, in its column's units, and the hertz of its slowest wave.
@@ -31,6 +33,12 @@ def _generators(seed: int, count: int) -> list[torch.Generator]:
     parent = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (count,), generator=parent).tolist()
     return [torch.Generator().manual_seed(child) for child in seeds]
+
+
+def _eased(progress: Tensor) -> Tensor:
+    """Return the smoothstep of a progress from 0 to 1."""
+    share = progress.clamp(0, 1)
+    return share * share * (3 - 2 * share)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
@@ -61,13 +69,13 @@ def _blinks(time: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _glances(time: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """Return a gaze that rests on a point for a while and jumps to the next within about 80 ms."""
+    """Return a gaze that rests on a point for a while and jumps to the next."""
     gaze = torch.zeros_like(time)
     at, before = 0.0, 0.0
     while (at := at + _uniform(0.8, 2.6, generator)) < float(time[-1]):
         # Every other point is near the viewer's eyes.
         target = _uniform(-reach, reach, generator) * (1.0 if _uniform(0, 1, generator) < 0.5 else 0.2)
-        gaze += (target - before) * torch.sigmoid((time - at) / 0.015)
+        gaze += (target - before) * _eased((time - at) / GLANCE_SECONDS)
         before = target
     return gaze
 
@@ -75,8 +83,8 @@ def _glances(time: Tensor, reach: float, generator: torch.Generator) -> Tensor:
 def animate(phones: Sequence[Phone], frames: int, seed: int) -> Tensor:
     """Return the pose of every frame of a clip: [frames, len(Pose)], fp32.
 
-    Frame i shows the time (i + 0.5) / 24 s. The mouth columns depend on the phones alone; blinks, brows, gaze,
-    smile and the sway of the head on the seed alone, leaving the neutral pose within the first second.
+    Frame i shows the time (i + 0.5) / 24 s. The mouth columns depend on the phones alone; blinks, brows,
+    gaze, smile and the sway of the head on the seed alone, leaving the neutral pose within the first second.
 
     Args:
         phones: in order of time, in seconds from the clip's start; time not covered by any is silence.
@@ -96,8 +104,7 @@ def animate(phones: Sequence[Phone], frames: int, seed: int) -> Tensor:
     pose[:, : mouth.shape[1]] = mouth
     time = frame_times(frames)
     sway, glance_x, glance_y, blink = _generators(seed, 4)
-    settled = (time / SETTLING).clamp(max=1)
-    settled = settled * settled * (3 - 2 * settled)
+    settled = _eased(time / SETTLING)
     for column, (reach, slowest) in SWAY.items():
         pose[:, column] = (_waves(time, reach, slowest, sway) * settled).float()
     pose[:, Pose.GAZE_X] = (_glances(time, 0.8, glance_x) * settled).float()

@@ -1,9 +1,7 @@
 """Antialiased painting on a batch of frames at once.
 
-A shape is a tensor of signed distances (negative inside) or a band between two curves; its coverage is the share
-of each pixel it takes, a ramp one pixel wide; a colour is composited by that coverage. Only additions,
-multiplications, square roots, sines and clamps touch pixels, so a frame does not depend on its neighbours in the
-batch.
+A shape is a tensor of signed distances (negative inside) or a band between two curves; its coverage is the
+share of each pixel it takes, a ramp one pixel wide; a colour is composited by that coverage.
 """
 
 from dataclasses import dataclass
@@ -25,25 +23,29 @@ class Canvas:
         x: [width], pixel centres, in halves of the full picture's height from its centre.
         y: [height, 1], the same, down.
         pixel: size of a pixel in these units.
+        left, top: the first pixel's x and y, known without asking the device.
     """
 
     planes: Tensor
     x: Tensor
     y: Tensor
     pixel: float
+    left: float
+    top: float
 
     @classmethod
     def blank(cls, frames: int, height: int, width: int, device: torch.device) -> "Canvas":
         """Return a canvas over a whole picture, not yet painted."""
         pixel = 2.0 / height
-        x = (torch.arange(width, device=device) + (0.5 - width / 2)) * pixel
-        y = (torch.arange(height, device=device) + (0.5 - height / 2)) * pixel
-        return cls(torch.empty(3, frames, height, width, device=device), x, y[:, None], pixel)
+        left, top = 0.5 - width / 2, 0.5 - height / 2
+        x = (torch.arange(width, device=device) + left) * pixel
+        y = (torch.arange(height, device=device) + top) * pixel
+        planes = torch.empty(3, frames, height, width, device=device)
+        return cls(planes, x, y[:, None], pixel, left * pixel, top * pixel)
 
     def _slices(self, box: Box) -> tuple[slice, slice]:
-        left, top = float(self.x[0]), float(self.y[0, 0])
-        columns = [round((edge - left) / self.pixel) for edge in (box[0], box[2])]
-        rows = [round((edge - top) / self.pixel) for edge in (box[1], box[3])]
+        columns = [round((edge - self.left) / self.pixel) for edge in (box[0], box[2])]
+        rows = [round((edge - self.top) / self.pixel) for edge in (box[1], box[3])]
         return (
             slice(max(rows[0], 0), min(max(rows[1] + 1, 1), len(self.y))),
             slice(max(columns[0], 0), min(max(columns[1] + 1, 1), len(self.x))),
@@ -52,7 +54,9 @@ class Canvas:
     def window(self, box: Box) -> "Canvas":
         """Return the part of the canvas within ``box``, sharing its memory."""
         rows, columns = self._slices(box)
-        return Canvas(self.planes[:, :, rows, columns], self.x[columns], self.y[rows], self.pixel)
+        left, top = self.left + columns.start * self.pixel, self.top + rows.start * self.pixel
+        planes = self.planes[:, :, rows, columns]
+        return Canvas(planes, self.x[columns], self.y[rows], self.pixel, left, top)
 
     def paint(self, coverage: Tensor, colour: Colour) -> None:
         """Composite a colour over every plane; ``coverage``: [frames, height, width] or broadcastable."""

@@ -48,8 +48,8 @@ _SIGNED = (
 )
 #: The reach of every column: what the renderer's windows allow for, and where it clamps.
 LIMITS: dict[Pose, tuple[float, float]] = {
-    **{column: (0.0, 1.0) for column in Pose},
-    **{column: (-1.0, 1.0) for column in _SIGNED},
+    **dict.fromkeys(Pose, (0.0, 1.0)),
+    **dict.fromkeys(_SIGNED, (-1.0, 1.0)),
     Pose.HEAD_X: (-0.1, 0.1),
     Pose.HEAD_Y: (-0.06, 0.06),
     Pose.HEAD_ROLL: (-0.12, 0.12),

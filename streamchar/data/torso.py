@@ -30,40 +30,49 @@ def paint_background(canvas: Canvas, identity: Identity) -> None:
 
 
 def paint_clothes(canvas: Canvas, identity: Identity) -> Tensor:
-    """Paint shoulders, clothes and the skin their neckline shows; return their coverage [1, height, width]."""
+    """Paint shoulders and clothes, premultiplied by their coverage; return it, [1, height, width]."""
     x, y = canvas.x, canvas.y
     wide = x.abs()
     top = 0.60 + 0.05 * identity.shoulders + 0.30 * wide * wide
     top = top + (wide - 0.80 + 0.06 * identity.shoulders).clamp(min=0).square() * 5.5
     slope = (1 + (0.6 * wide).square()).sqrt()
-    body = canvas.edge((top - y) / slope)
     colour = identity.clothes
-    canvas.paint(body, colour)
+    everywhere = torch.ones_like(wide + y)
+    canvas.paint(everywhere, colour)
     if identity.stripes:
         wave = torch.sin((y - top * 0.35) * (6.2832 * identity.stripes / 0.5))
-        canvas.paint(canvas.edge(-wave * (0.5 / 6.2832 / identity.stripes)) * body, identity.stripe_colour)
-    canvas.paint(glow(x + 0.25, y - 0.75, 0.6, 0.5, 0.28) * body, mix(colour, WHITE, 0.6))
+        canvas.paint(canvas.edge(-wave * (0.5 / 6.2832 / identity.stripes)), identity.stripe_colour)
+    canvas.paint(glow(x + 0.25, y - 0.75, 0.6, 0.5, 0.28), mix(colour, WHITE, 0.6))
     side = ((wide - 0.35) * 1.1).clamp(0, 1)
-    canvas.paint(side * side * 0.55 * body, mix(colour, SHADE, 0.6))
+    canvas.paint(side * side * 0.55 * everywhere, mix(colour, SHADE, 0.6))
+    _paint_neckline(canvas, identity)
+    body = canvas.edge((top - y) / slope)
+    canvas.planes.mul_(body)
+    return body[None]
 
-    neck, skin = identity.neck, skin_shade(identity)
+
+def _paint_neckline(canvas: Canvas, identity: Identity) -> None:
+    """Paint the skin that the clothes leave free, its rim and a collar."""
+    y, wide = canvas.y, canvas.x.abs()
+    neck, skin, colour = identity.neck, skin_shade(identity), identity.clothes
     if identity.neckline is Neckline.TURTLENECK:
-        return body[None]
+        canvas.paint(glow(canvas.x, y - 0.68, neck + 0.13, 0.16, 0.6), mix(colour, SHADE, 0.55))
+        return
     if identity.neckline is Neckline.CREW:
-        hole = ellipse(x, y - 0.60, neck + 0.07, 0.17)
+        hole = ellipse(canvas.x, y - 0.60, neck + 0.07, 0.17)
     elif identity.neckline is Neckline.SCOOP:
-        hole = ellipse(x, y - 0.60, neck + 0.16, 0.27)
+        hole = ellipse(canvas.x, y - 0.60, neck + 0.16, 0.27)
     else:
         hole = (wide * 1.45 + y - 0.98).mul(0.57)
-    rim = canvas.edge(hole - 0.035) * body
-    canvas.paint(rim, mix(colour, SHADE, 0.3))
     if identity.neckline is Neckline.COLLAR:
-        wing = torch.maximum((wide * 1.0 + y - 1.02) * 0.7, (0.62 - y) + 0.35 * wide)
-        canvas.paint(canvas.edge(wing) * body, mix(colour, WHITE, 0.55))
-    opening = canvas.edge(hole) * body
+        wing = torch.maximum((wide * 1.15 + y - 1.10) * 0.66, (wide - y * 0.55 - 0.02) * 0.88)
+        canvas.paint(canvas.edge(wing - 0.02), mix(colour, SHADE, 0.35))
+        canvas.paint(canvas.edge(wing), mix(colour, WHITE, 0.55))
+    else:
+        canvas.paint(canvas.edge(hole - 0.035), mix(colour, SHADE, 0.3))
+    opening = canvas.edge(hole)
     canvas.paint(opening, mix(identity.skin, skin, 0.25))
-    canvas.paint(glow(x, y - 0.58, neck + 0.15, 0.2, 0.7) * opening, skin)
-    return body[None]
+    canvas.paint(glow(canvas.x, y - 0.58, neck + 0.15, 0.2, 0.7) * opening, skin)
 
 
 def paint_neck(canvas: Canvas, identity: Identity, head_x: Tensor, head_y: Tensor) -> None:
@@ -78,16 +87,24 @@ def paint_neck(canvas: Canvas, identity: Identity, head_x: Tensor, head_y: Tenso
     covered = identity.neckline is Neckline.TURTLENECK
     along = ((canvas.y - 0.30) / 0.42).clamp(0, 1)
     u = canvas.x - head_x * (1 - along)
-    flare = (along - 0.55).clamp(min=0).square() * 0.55
-    sides = u.abs().sub(identity.neck + flare)
-    cut = canvas.y - (0.80 if covered else 0.72)
-    column = canvas.edge(torch.maximum(sides, cut) if not covered else sides)
+    flare = 0.0 if covered else (along - 0.55).clamp(min=0).square() * 0.55
+    column = canvas.edge(
+        torch.maximum(u.abs() - (identity.neck + flare), canvas.y - (0.60 if covered else 0.72))
+    )
     skin, shade = identity.skin, skin_shade(identity)
     canvas.paint(column, mix(skin, shade, 0.35))
     chin = 0.42 + 0.6 * head_y
     canvas.paint(glow(u, canvas.y - chin, 0.36, 0.32, 0.9) * column, mix(shade, SHADE, 0.25))
     if covered:
-        roll = torch.maximum(u.abs() - identity.neck - 0.025, 0.53 + 0.10 * u * u - canvas.y)
-        cloth = canvas.edge(roll)
-        canvas.paint(cloth, mix(identity.clothes, WHITE, 0.12))
-        canvas.paint(cloth * ((canvas.y - 0.5).clamp(0, 1) * 0.9), mix(identity.clothes, SHADE, 0.5))
+        middle = canvas.y - 0.625
+        half = 0.095 + 0.02 * (1 - (u / identity.neck).square())
+        sides = u.abs() - (identity.neck + 0.03 + 0.25 * middle)
+        collar = canvas.edge(
+            torch.maximum(sides, torch.maximum(middle - half, -middle - 0.085 + 0.25 * u * u))
+        )
+        colour = identity.clothes
+        canvas.paint(collar, mix(colour, WHITE, 0.10))
+        canvas.paint(
+            collar * ((u / (identity.neck + 0.05)).square().clamp(max=1) * 0.5), mix(colour, SHADE, 0.6)
+        )
+        canvas.paint(collar * (1 - (middle + 0.02).abs() / 0.02).clamp(0, 1) * 0.35, mix(colour, SHADE, 0.6))

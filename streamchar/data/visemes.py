@@ -1,10 +1,11 @@
 """From timed phones to the movements of a mouth.
 
-Every phone pulls each mouth column towards a target with a weight of its own; a column's value is the weighted
-mean over all phones, each weight being the phone's interval smoothed by a Gaussian, wider before the phone than after
-it since lips anticipate (a closed form of Cohen and Massaro's dominance functions, "Modeling coarticulation in
-synthetic visual speech", 1993). Closures that a viewer would miss (lips in p, b, m; lip on teeth in f, v) are then
-imposed for at least one frame. Nothing here is random: a mouth is a function of the phones alone.
+Every phone pulls each mouth column towards a target with a weight of its own; a column's value is the
+weighted mean over all phones, each weight being the phone's interval smoothed by a Gaussian, wider before the
+phone than after it since lips anticipate (a closed form of Cohen and Massaro's dominance functions, "Modeling
+coarticulation in synthetic visual speech", 1993). Closures that a viewer would miss (lips in p, b, m; lip on
+teeth in f, v) are then imposed for at least one frame. Nothing here is random: a mouth is a function of the
+phones alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,18 +54,22 @@ class Viseme:
     tongue: float = 0.0
     weight: float = 1.0
 
+    def columns(self) -> tuple[float, ...]:
+        """Return the targets, one for each of `MOUTH_COLUMNS`."""
+        return self.opening, self.width, self.round, self.tuck, self.press, self.teeth, self.tongue
+
 
 REST = Viseme(0.0, weight=0.8)
 
 _A = Viseme(0.88, 0.15, tongue=0.1)
 _E = Viseme(0.52, 0.55, teeth=0.2)
 _I = Viseme(0.32, 0.75, teeth=0.4)
-_U = Viseme(0.30, -0.4, 0.9)
+_U = Viseme(0.36, -0.4, 0.9)
 _SCHWA = Viseme(0.40, 0.05, weight=0.8)
 _BILABIAL = Viseme(0.0, 0.0, press=1.0, weight=1.6)
 _LABIODENTAL = Viseme(0.08, 0.1, tuck=1.0, weight=1.5)
 _ALVEOLAR = Viseme(0.24, 0.2, teeth=0.35, tongue=0.6, weight=0.6)
-_SIBILANT = Viseme(0.16, 0.5, teeth=1.0, weight=1.0)
+_SIBILANT = Viseme(0.20, 0.5, teeth=1.0, weight=1.0)
 _POSTALVEOLAR = Viseme(0.24, -0.25, 0.6, teeth=0.9, weight=1.0)
 _DENTAL = Viseme(0.26, 0.2, teeth=0.3, tongue=1.0, weight=1.1)
 _VELAR = Viseme(0.30, 0.1, weight=0.35)
@@ -136,8 +141,8 @@ def _check(phones: Sequence[Phone]) -> None:
             )
         if not (phone.end >= phone.start >= before - 1e-4):
             raise PhoneError(
-                f"phone {index} ({phone.symbol!r}) must start at or after {before:.4f} s and not end before it "
-                f"starts, got {phone.start:.4f} to {phone.end:.4f} s; sort the phones by time"
+                f"phone {index} ({phone.symbol!r}) must start at or after {before:.4f} s and not end before "
+                f"it starts, got {phone.start:.4f} to {phone.end:.4f} s; sort the phones by time"
             )
         before = phone.end
 
@@ -145,8 +150,8 @@ def _check(phones: Sequence[Phone]) -> None:
 def _spoken(phones: Sequence[Phone]) -> list[_Segment]:
     """Return sounding segments and silences, in order, touching one another from the first to the last.
 
-    A stress mark's time goes to the vowel after it, a lengthening mark's to the phone before; a space between two
-    sounds is halved between them, and is silence beside punctuation.
+    A stress mark's time goes to the vowel after it, a lengthening mark's to the phone before; a space between
+    two sounds is halved between them, and is silence beside punctuation.
     """
     kept: list[_Segment] = []
     mark: Phone | None = None
@@ -193,7 +198,7 @@ def _targets(segments: Sequence[_Segment]) -> Iterator[tuple[Viseme, float, floa
 
 
 def _held(time: Tensor, spans: Sequence[tuple[float, float]]) -> Tensor:
-    """Return, for each time, how far any of the spans holds: 1 within, for at least a frame, 0 beyond reach."""
+    """Return how far any of the spans holds at each time: 1 within, for at least a frame, 0 beyond reach."""
     if not spans:
         return torch.zeros(len(time))
     start, end = torch.tensor(spans, dtype=time.dtype).T
@@ -221,10 +226,7 @@ def mouth_track(phones: Sequence[Phone], frames: int) -> Tensor:
     shapes, starts, ends, gains = zip(*_targets(segments))
     time = frame_times(frames)
     targets = torch.tensor(
-        [
-            (s.opening * gain, s.width, s.round, s.tuck, s.press, s.teeth, s.tongue)
-            for s, gain in zip(shapes, gains)
-        ],
+        [(shape.opening * gain, *shape.columns()[1:]) for shape, gain in zip(shapes, gains)],
         dtype=torch.float64,
     )
     weights = torch.tensor([shape.weight for shape in shapes], dtype=torch.float64)
@@ -232,7 +234,7 @@ def mouth_track(phones: Sequence[Phone], frames: int) -> Tensor:
     ndtr = torch.special.ndtr
     shares = ndtr((time[:, None] - start) / ANTICIPATION) - ndtr((time[:, None] - end) / RELEASE)
     shares = shares.clamp(min=0) * weights
-    track = ((shares @ targets) / shares.sum(1, keepdim=True).clamp(min=1e-9)).float()
+    track: Tensor = ((shares @ targets) / shares.sum(1, keepdim=True).clamp(min=1e-9)).float()
 
     lips = _held(time, [(s.start, s.end) for s in segments if s.symbol and s.symbol in "pbm"])
     teeth = _held(time, [(s.start, s.end) for s in segments if s.symbol and s.symbol in "fv"])
@@ -243,7 +245,7 @@ def mouth_track(phones: Sequence[Phone], frames: int) -> Tensor:
     track[:, Pose.LIP_TUCK] = torch.maximum(track[:, Pose.LIP_TUCK], teeth)
     for column in (Pose.MOUTH_OPEN, Pose.TONGUE, Pose.LIP_ROUND):
         track[:, column] *= 1 - 0.9 * teeth
-    return track.clamp(-1, 1)
+    return track.clamp_(-1, 1)
 
 
 def mouth_openness(phones: Sequence[Phone], frames: int) -> Tensor:

@@ -1,0 +1,185 @@
+"""Pictures of characters: what they show, and that a frame depends on its own pose and nothing else."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from streamchar.data.character import (
+    FACE_BOX,
+    MOUTH_BOX,
+    MOUTH_DARK,
+    Identity,
+    Phone,
+    Pose,
+    animate,
+    contact_sheet,
+    mouth_openness,
+    neutral,
+    render,
+)
+from streamchar.data.identity import Hair, Neckline
+from streamchar.data.paint import Box
+from streamchar.data.visemes import VISEMES
+
+ROOT = Path(__file__).parents[2]
+PHONES = [Phone("ɑ", 0.2, 0.5), Phone("m", 0.5, 0.6), Phone("i", 0.6, 0.9), Phone("f", 0.9, 1.0)]
+
+
+def crop(frames: Tensor, box: Box) -> Tensor:
+    size = frames.shape[-1]
+    left, top, right, bottom = (round(edge * size) for edge in box)
+    return frames[..., top:bottom, left:right]
+
+
+def dark_share(frames: Tensor) -> Tensor:
+    """How much of the mouth's box has the colour of a mouth's inside: [frames]."""
+    mouth = crop(frames, MOUTH_BOX).float()
+    far = (mouth - torch.tensor(MOUTH_DARK)[:, None, None]).abs().amax(1)
+    return (far < 24).float().mean((1, 2))
+
+
+def showing(symbol: str) -> Tensor:
+    pose = neutral()
+    pose[0, : Pose.SMILE] = torch.tensor(VISEMES[symbol][0].columns())
+    return pose
+
+
+def test_frames_have_the_asked_size_and_type() -> None:
+    frames = render(Identity.sample(0), neutral(2), 64, 112)
+    assert frames.shape == (2, 3, 64, 112)
+    assert frames.dtype == torch.uint8
+
+
+def test_same_identity_and_pose_give_the_same_pixels() -> None:
+    pose = animate(PHONES, 30, seed=4)
+    one, two = (render(Identity.sample(9), pose, 96, 96) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_drawing_stays_on_its_device_and_reads_nothing_back() -> None:
+    """A meta tensor has no values to read, and mixes with no tensor of another device."""
+    for seed in range(24):
+        frames = render(Identity.sample(seed), neutral(3), 48, 96, device="meta")
+        assert frames.device.type == "meta"
+        assert frames.shape == (3, 3, 48, 96)
+
+
+def test_frame_does_not_depend_on_the_others_of_its_batch() -> None:
+    pose = animate(PHONES, 37, seed=4)
+    for seed in range(4):
+        together = render(Identity.sample(seed), pose, 96, 96)
+        alone = torch.cat([render(Identity.sample(seed), row[None], 96, 96) for row in pose])
+        # A sum contracted to one rounding in vector code and to two in the scalar tail may part by one level.
+        assert (together.int() - alone.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_mouth_shows_its_inside_open_and_not_closed(seed: int) -> None:
+    identity = Identity.sample(seed)
+    poses = torch.cat([neutral(), *(showing(symbol) for symbol in "pbmfɑ")])
+    rest, p, b, m, f, wide = dark_share(render(identity, poses, 96, 96)).tolist()
+    assert rest == p == b == m == 0
+    assert f < 0.01
+    assert wide > 0.035
+
+
+def test_dark_pixels_follow_the_openness_of_the_phones() -> None:
+    phones = [Phone(s, 0.2 + 0.09 * i, 0.29 + 0.09 * i) for i, s in enumerate("ðəbɪɡmædfɑks pleɪd ɛvɹi bɔl")]
+    frames = render(Identity.sample(3), animate(phones, 72, seed=1), 96, 96)
+    both = torch.stack([dark_share(frames), mouth_openness(phones, 72)])
+    assert torch.corrcoef(both)[0, 1] > 0.85
+
+
+def test_labiodental_shows_teeth() -> None:
+    rest, contact = (
+        crop(render(Identity.sample(3), pose, 96, 96), MOUTH_BOX) for pose in (neutral(), showing("f"))
+    )
+    white = [int((mouth.amin(1) > 215).sum()) for mouth in (rest, contact)]
+    assert white[0] == 0
+    assert white[1] >= 8
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mouth_moves_within_its_box(seed: int) -> None:
+    poses = torch.cat([neutral(), *(showing(symbol) for symbol in "ɑiupfɔsʃθæ")])
+    frames = render(Identity.sample(seed), poses, 96, 96).float()
+    moved = (frames[1:] - frames[:1]).abs().amax((0, 1)) > 40
+    assert crop(moved[None], MOUTH_BOX).sum() == moved.sum() > 100
+    assert crop(moved[None], FACE_BOX).sum() == moved.sum()
+
+
+@pytest.mark.parametrize("column", list(Pose), ids=lambda column: column.name)
+def test_every_column_of_a_pose_is_seen(column: Pose) -> None:
+    pose = neutral()
+    pose[0, Pose.MOUTH_OPEN] = 0.5
+    moved = pose.clone()
+    moved[0, column] = {Pose.HEAD_ROLL: 0.1, Pose.HEAD_X: 0.05, Pose.HEAD_Y: 0.05}.get(column, 1.0)
+    one, other = (render(Identity.sample(3), each, 96, 96).int() for each in (pose, moved))
+    assert (one - other).abs().max() > 40
+
+
+def test_identities_differ_clearly_from_one_another() -> None:
+    frames = torch.cat([render(Identity.sample(seed), neutral(), 48, 48) for seed in range(128)])
+    pixels = frames.float().flatten(1)
+    apart = torch.cdist(pixels, pixels, p=1) / pixels.shape[1]
+    apart.fill_diagonal_(torch.inf)
+    assert apart.min() > 6
+
+
+def test_identity_of_a_seed_never_changes() -> None:
+    assert Identity.sample(11) == Identity.sample(11)
+    assert len({Identity.sample(seed) for seed in range(500)}) == 500
+    sampled = [Identity.sample(seed) for seed in range(200)]
+    assert {identity.hair for identity in sampled} == set(Hair)
+    assert {identity.neckline for identity in sampled} == set(Neckline)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_edges_are_antialiased(seed: int) -> None:
+    """Halving a picture drawn twice as large gives almost the picture drawn at once."""
+    identity, pose = Identity.sample(seed), animate(PHONES, 24, seed)[8:20:4]
+    small = render(identity, pose, 96, 96).float()
+    large = torch.nn.functional.avg_pool2d(render(identity, pose, 384, 384).float(), 4)
+    aliased = render(identity, pose, 384, 384).float()[..., 2::4, 2::4]
+    error, without = ((picture - large).square().mean().sqrt() for picture in (small, aliased))
+    assert error < 0.45 * without
+
+
+def test_head_moves_by_less_than_a_pixel_smoothly() -> None:
+    """A face sliding by a tenth of a pixel changes every pixel by no more than about a tenth of its edges."""
+    pose = neutral(11)
+    pose[:, Pose.HEAD_X] = torch.arange(11) * (0.1 * 2 / 96)
+    frames = render(Identity.sample(2), pose, 96, 96).float()
+    whole = (frames[-1] - frames[0]).abs().amax()
+    assert frames.diff(dim=0).abs().amax() < 0.35 * whole
+
+
+def test_poses_beyond_the_limits_are_clamped() -> None:
+    far = torch.full((1, len(Pose)), 100.0)
+    at_limit = torch.full((1, len(Pose)), 1.0)
+    identity = Identity.sample(1)
+    assert torch.equal(render(identity, far, 48, 48), render(identity, at_limit, 48, 48))
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pose must be \[frames, 19\], got \[3, 7\]"):
+        render(Identity.sample(0), torch.zeros(3, 7), 96, 96)
+    with pytest.raises(ValueError, match="height and width must be at least 16, got 8 and 96"):
+        render(Identity.sample(0), neutral(), 8, 96)
+
+
+def test_contact_sheet_has_a_row_for_each_identity() -> None:
+    sheet = contact_sheet(identities=2, size=32)
+    assert sheet.height == 64
+    assert sheet.width % 32 == 0
+
+
+def test_nothing_of_the_engine_imports_the_data() -> None:
+    sources = [*(ROOT / "streamchar").glob("*.py"), *(ROOT / "streamchar" / "codecs").glob("*.py")]
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not {"data", "streamchar"} <= {*(node.module or "").split("."), "streamchar"}, path
