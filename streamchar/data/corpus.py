@@ -121,7 +121,9 @@ def _write(directory: Path, config: CorpusConfig) -> None:
     # Three seconds a sentence is less than what they take, so that there are enough of them.
     sentences = iter(training_sentences(int(config.hours * 1200) + 100, config.seed))
     wanted = round(config.hours * 3600 * SAMPLE_RATE)
-    columns: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in ("tokens", "ends", "words", "audio")}
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {
+        name: [] for name in ("tokens", "ends", "words", "audio")
+    }
     bounds = [(0, 0, 0)]
     step = wanted // 100
     for target in track(range(step, wanted + 1, step), description="speech"):
@@ -134,7 +136,9 @@ def _write(directory: Path, config: CorpusConfig) -> None:
             columns["words"].append(np.asarray(utterance.word_ends, np.int32))
             columns["audio"].append(audio)
             tokens, words, samples = bounds[-1]
-            bounds.append((tokens + len(utterance.tokens), words + len(utterance.word_ends), samples + len(audio)))
+            bounds.append(
+                (tokens + len(utterance.tokens), words + len(utterance.word_ends), samples + len(audio))
+            )
     for name, parts in columns.items():
         np.save(directory / f"{name}.npy", np.concatenate(parts))
     np.save(directory / "bounds.npy", np.asarray(bounds, np.int64))

@@ -89,16 +89,13 @@ _SIGNS = {"%": "percent", "$": "dollars", "&": "and"}
 
 
 def number_words(number: int) -> str:
-    """Return a number from 0 to 999 999 999 in words, without "and"; years are read in pairs.
+    """Return a number from 0 to 999 999 999 in words, without "and".
 
     Raises:
         ValueError: the number is out of range.
     """
     if not 0 <= number < 10**9:
         raise ValueError(f"number must be between 0 and 999999999, got {number}")
-    if 1100 <= number < 2000:
-        head, tail = divmod(number, 100)
-        return f"{number_words(head)} {number_words(tail) if tail else 'hundred'}"
     for size, name in ((10**6, "million"), (1000, "thousand"), (100, "hundred")):
         if number >= size:
             head, tail = divmod(number, size)
@@ -114,7 +111,9 @@ def normalise(text: str) -> str:
     Numbers lose their "and", British spellings turn American.
     """
     text = text.lower().replace("\u2019", "'").replace("\u2018", "'")
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    text = re.sub(
+        r"\d{1,3}(?:,\d{3}){1,2}(?!\d)", lambda found: number_words(int(found[0].replace(",", ""))), text
+    )
     text = re.sub(r"\$(\d+)", r"\1 $", text)
     words = " ".join(_spoken(token) for token in _TOKEN.findall(text))
     return re.sub(r"\b(hundred|thousand|million) and\b", r"\1", words)
@@ -126,13 +125,22 @@ def _spoken(token: str) -> str:
         digits = token[:-2] if ordinal else token
         if len(digits) > 9:
             return " ".join(_UNITS[int(digit)] for digit in digits)
-        return _ordinal(number_words(int(digits))) if ordinal else number_words(int(digits))
+        words = _year(int(digits)) if len(digits) == 4 else number_words(int(digits))
+        return _ordinal(words) if ordinal else words
     if token in _SIGNS:
         return _SIGNS[token]
     token = _WORDS.get(token, token)
     for british, american in _SPELLINGS.items():
         token = token.replace(british, american)
     return token
+
+
+def _year(number: int) -> str:
+    """Read four digits without a comma in pairs, where they are likely to be a year."""
+    head, tail = divmod(number, 100)
+    if not 11 <= head < 20:
+        return number_words(number)
+    return f"{number_words(head)} {number_words(tail) if tail else 'hundred'}"
 
 
 def _ordinal(words: str) -> str:

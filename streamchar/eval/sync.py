@@ -142,4 +142,5 @@ def _correlation(pairs: Sequence[tuple[Series, Series]], lag: int) -> float:
 def shifted(series: Series, frames: int) -> Series:
     """Return a series that comes ``frames`` later, or earlier where negative; its ends are held."""
     index = np.arange(len(series)) - frames
-    return series[index.clip(0, len(series) - 1)]
+    moved: Series = series[index.clip(0, len(series) - 1)]
+    return moved

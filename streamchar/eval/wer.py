@@ -129,7 +129,7 @@ def word_errors(said: Sequence[str], heard: Sequence[str], seed: int = 0) -> Wor
     """
     if len(said) != len(heard) or not said:
         raise ValueError(f"said and heard must be as many and at least 1, got {len(said)} and {len(heard)}")
-    counts = []
+    counts: list[tuple[int, int, int, int]] = []
     for reference, hypothesis in zip(map(normalise, said), map(normalise, heard)):
         if not reference:
             raise ValueError(f"every transcript must have a word, got {said[len(counts)]!r}")
