@@ -28,6 +28,7 @@ SESSION_FIGURES = (
     "audio-video skew",
     "memory growth",
     "graphs captured after warm-up",
+    "programs compiled after warm-up",
     "steps run for a chunk",
 )
 #: What is aimed at, by kind of device: reported, not judged.
@@ -53,6 +54,7 @@ class Measurements:
         skew_samples: the most that picture, sound and their stamps lay apart.
         window_chunks: chunks until history and conditioning are full.
         captures: graphs captured by the end of warm-up, and by the end of the session.
+        compilations: programs compiled, likewise.
         replays: steps run for each chunk.
         resident_bytes: of the process after each chunk; empty where the system does not say.
         device_bytes: allocated on the GPU after each chunk; empty without one.
@@ -70,6 +72,7 @@ class Measurements:
     skew_samples: int
     window_chunks: int
     captures: tuple[int, int]
+    compilations: tuple[int, int]
     replays: list[int]
     resident_bytes: list[int] = field(default_factory=list)
     device_bytes: list[int] = field(default_factory=list)
@@ -202,9 +205,14 @@ def judge_session(measured: Measurements, budget_factor: float = 1.0) -> Iterato
     skew = measured.skew_samples
     yield Verdict("audio-video skew", f"{skew} samples", "0 samples", skew == 0)
     yield _memory(measured)
-    before, after = measured.captures
-    yield Verdict("graphs captured after warm-up", f"{after - before}", "0", after == before)
-    least, most = (min(measured.replays), max(measured.replays)) if measured.replays else (0, -1)
+    for what, (before, after) in (
+        ("graphs captured", measured.captures),
+        ("programs compiled", measured.compilations),
+    ):
+        yield Verdict(f"{what} after warm-up", f"{after - before}", "0", after == before)
+    # The first chunk has none to commit before it, the second commits the sink too.
+    steady = measured.replays[2:] or measured.replays
+    least, most = (min(steady), max(steady)) if steady else (0, -1)
     # The count is the same for every chunk, or some chunk did other work than the rest.
     yield Verdict("steps run for a chunk", f"{least} to {most}", "the same for all", least == most)
 

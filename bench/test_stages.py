@@ -25,11 +25,9 @@ def latents(engine: StreamCharEngine) -> Conditioning:
 
 @pytest.fixture(scope="module")
 def lane(engine: StreamCharEngine, latents: Conditioning) -> Lane:
-    """Return a lane apart from the engine's own, warmed up."""
+    """Return a lane apart from the engine's own."""
     with torch.inference_mode():
-        lane = steady_lane(engine, latents)
-        lane.warm_up()
-    return lane
+        return steady_lane(engine, latents)
 
 
 @pytest.fixture
@@ -45,8 +43,8 @@ def stage(benchmark: Any) -> Stage:
 
 
 def test_prefix_prefill(lane: Lane, stage: Stage) -> None:
-    """Transcript window and audio history through the language model, and the chunk's first noise."""
-    stage(lane.begin)
+    """Transcript window and audio history through the language model."""
+    stage(lane.prefill)
 
 
 def test_denoising_step(lane: Lane, stage: Stage) -> None:
@@ -54,9 +52,9 @@ def test_denoising_step(lane: Lane, stage: Stage) -> None:
     stage(lambda: lane.denoise(1))
 
 
-def test_motion_commit(lane: Lane, latents: Conditioning, stage: Stage) -> None:
+def test_motion_commit(lane: Lane, stage: Stage) -> None:
     """Keys and values of the chunk just finished."""
-    stage(lambda: lane.dit.commit("motion", latents.motion, lane.modulation, lane.memory))
+    stage(lambda: lane.commit("motion"))
 
 
 def test_vae_decode(engine: StreamCharEngine, latents: Conditioning, lane: Lane, stage: Stage) -> None:

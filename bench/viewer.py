@@ -62,7 +62,7 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
     stages: dict[str, list[float]] = {}
     first_frame = first_audio = math.nan
 
-    captures = engine.stats().captures
+    warm = engine.stats()
     clock = ViewerClock()
     pacer = Pacer(preset.seconds, clock, clock.sleep)
     with engine.open(reference, seed=seed) as session:
@@ -106,7 +106,8 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
         skew_samples=skew_samples(stamps, preset.clock.samples_per_frame),
         # History fills up last; sink and motion are there from the second chunk on.
         window_chunks=max(1, math.ceil(preset.history_tokens / preset.audio_tokens)),
-        captures=(captures, engine.stats().captures),
+        captures=(warm.captures, engine.stats().captures),
+        compilations=(warm.compilations, engine.stats().compilations),
         replays=replays,
         resident_bytes=resident,
         device_bytes=allocated,

@@ -11,8 +11,8 @@ def rows_of_tokens(rows: torch.Tensor, row_index: torch.Tensor) -> torch.Tensor:
         row_index: [batch, tokens], clamped to the rows there are.
 
     Returns:
-        [batch, tokens, dim]; or [batch, 1, dim] where an index in host memory shows that the tokens of a batch
-        row agree, as those of one segment do: nothing is then copied for every token, nor summed over in the
+        [batch, tokens, dim]; or [batch, 1, dim] where an index in host memory shows that the tokens of a
+        batch row agree, as those of one segment do: nothing is then copied for every token, nor summed over in the
         backward pass.
     """
     index = row_index.long().clamp(0, rows.shape[1] - 1)

@@ -30,6 +30,13 @@ def attend(
     """Attend with PyTorch's fused attention; shapes as in :func:`.attention.joint_attention`."""
     if segments.device.type == "cpu" and not torch.compiler.is_compiling():
         return _attend_by_row(q, k, v, segments, softmax_scale)
+    return _attend_masked(q, k, v, segments, softmax_scale)
+
+
+def _attend_masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: torch.Tensor, softmax_scale: float
+) -> torch.Tensor:
+    """Attend under a mask, which reads no value of the table on the host: it may be captured."""
     keep = slots_in_segments(segments, k.shape[1])
     k, v = (torch.where(keep[:, :, None, None], x, 0).transpose(1, 2) for x in (k, v))
     out = F.scaled_dot_product_attention(
@@ -71,7 +78,7 @@ def _attend_by_row(
 
 
 def _attend_densely(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float) -> torch.Tensor:
-    """Attend by matrix products, [1, heads, tokens, head_dim]: training in bf16 on a CPU, a third of the time."""
+    """Attend by matrix products, [1, heads, tokens, head_dim]: in bf16 on a CPU a third of the time."""
     group = q.shape[1] // k.shape[1]
     k, v = (x[0].repeat_interleave(group, 0) if group > 1 else x[0] for x in (k, v))
     scores = torch.baddbmm(q.new_zeros(1), q[0], k.transpose(1, 2), beta=0, alpha=softmax_scale)

@@ -9,12 +9,17 @@ from collections.abc import Callable
 
 import torch
 
+from .streams import QUEUES, Queue
+
 #: Runs before capture, on a side stream, so that lazy initialisation happens outside the graph.
 WARM_UP_RUNS = 2
 
 
 class GraphPool:
-    """The graphs of one engine: one shared memory pool, and a count of what was captured.
+    """The graphs of one engine: a memory pool for each queue, and a count of what was captured.
+
+    Graphs of one queue never run at the same time and share the memory of their intermediate results; those
+    of different queues may, and do not.
 
     Attributes:
         captures: graphs captured so far; constant once every step has run.
@@ -25,18 +30,19 @@ class GraphPool:
         self.device = device
         self.captures = 0
         self.replays = 0
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        on_gpu = device.type == "cuda"
+        self._pools = {queue: torch.cuda.graph_pool_handle() if on_gpu else None for queue in QUEUES}
 
-    def step(self, work: Callable[[], None]) -> "Step":
-        """Return ``work`` as a step of this pool."""
-        return Step(work, self)
+    def step(self, work: Callable[[], None], queue: Queue = "main") -> "Step":
+        """Return ``work`` as a step that will run on ``queue`` alone."""
+        return Step(work, self, queue)
 
 
 class Step:
     """One piece of work, captured the first time it runs on a GPU."""
 
-    def __init__(self, work: Callable[[], None], pool: GraphPool) -> None:
-        self._work, self._pool = work, pool
+    def __init__(self, work: Callable[[], None], pool: GraphPool, queue: Queue) -> None:
+        self._work, self._pool, self._queue = work, pool, queue
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -62,7 +68,7 @@ class Step:
         gc.collect()
         gc.disable()
         try:
-            with torch.cuda.graph(graph, pool=self._pool._pool):
+            with torch.cuda.graph(graph, pool=self._pool._pools[self._queue]):
                 self._work()
         finally:
             gc.enable()

@@ -239,6 +239,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def shipped_weights(name: str) -> Path | None:
+    """Return the directory of the weights that the package ships for a preset, None where it ships none."""
+    directory = Path(__file__).parent / "weights" / name
+    return directory if (directory / CONFIG_FILE).is_file() else None
+
+
 def load_config(directory: str | os.PathLike[str]) -> Any:
     """Return what was given to :func:`save_pretrained` as ``config``, a dataclass as a dict.
 

@@ -80,7 +80,28 @@ def speak(
         console.print(f"[red]{escape(str(error))}[/]")
         raise typer.Exit(1) from None
     console.print(summary_table(summary, out))
-    console.print(f"[yellow]{NOISE}[/]")
+    if summary.random_weights:
+        console.print(f"[yellow]{NOISE}[/]")
+
+
+#: For commands whose options live with the code that needs them, imported when it is asked for.
+_HANDED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_HANDED_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train a part of the system; --help lists the stages."""
+    from .train.cli import app as trainer
+
+    trainer(context.args, prog_name="streamchar train")
+
+
+@app.command("eval", context_settings=_HANDED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Measure what the weights say and show; --help lists the protocols."""
+    from .eval.cli import app as evaluator
+
+    evaluator(context.args, prog_name="streamchar eval")
 
 
 def print_report(report: Report, console: Console) -> None:

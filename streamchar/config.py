@@ -10,8 +10,12 @@ from types import MappingProxyType
 from .codecs.config import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD, VaeConfig, VocoderConfig
 from .config_checks import ConfigError, require, require_positive
 
+#: What turns text into tokens.
+TOKENIZERS = ("bytes", "phonemes")
+
 __all__ = [
     "PRESETS",
+    "TOKENIZERS",
     "ChunkConfig",
     "ClockConfig",
     "ConfigError",
@@ -188,6 +192,8 @@ class OrchestratorConfig:
         transcript_tokens: transcript window, in text tokens, at most.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square in RMSNorm.
+        tokenizer: ``"phonemes"`` for English phonemes, ``"bytes"`` for UTF-8, or for the tokenizer.json of a
+            pretrained language model where the engine is given one.
         duration_dim: width of the network that predicts how long each text token sounds. Text then lies on
             the time line of the audio, the token to be said next at the chunk's first frame; 0 leaves text at
             the positions of the language model, as pretrained ones expect.
@@ -204,6 +210,7 @@ class OrchestratorConfig:
     transcript_tokens: int = 256
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
+    tokenizer: str = "bytes"
     duration_dim: int = 0
 
     def __post_init__(self) -> None:
@@ -216,6 +223,8 @@ class OrchestratorConfig:
         require(self.dim % self.heads == 0, "dim", f"a multiple of heads = {self.heads}", self.dim)
         require(self.rope_theta > 1, "rope_theta", "above 1", self.rope_theta)
         require(self.norm_eps > 0, "norm_eps", "above 0", self.norm_eps)
+        limit = " or ".join(map(repr, TOKENIZERS))
+        require(self.tokenizer in TOKENIZERS, "tokenizer", limit, repr(self.tokenizer))
         require(self.duration_dim >= 0, "duration_dim", "0 or more", self.duration_dim)
         limit = "between 0 and 15 seconds (the range it is trained on)"
         require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
@@ -390,6 +399,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 vocabulary=192,
                 history_seconds=2.0,
                 transcript_tokens=96,
+                tokenizer="phonemes",
                 duration_dim=96,
             ),
             vae=VaeConfig(

@@ -1,4 +1,4 @@
-"""The chunk step of one session, or of all sessions at once, on fixed buffers.
+"""The steps that make the latents of a chunk, for one session or for all at once, on fixed buffers.
 
 An engine has one lane for each of its rows and, where it has several, one that spans them all: a session
 that is due alone is computed alone, sessions due together share one batched pass. Lanes are views of the
@@ -15,7 +15,7 @@ from .config import Preset
 from .kernels import sampler_noise
 from .memory import KVMemory, Role
 from .model import JointDiT
-from .orchestrator import Orchestrator, OrchestratorState
+from .orchestrator import Orchestrator, OrchestratorState, append_history
 from .ranges import span
 from .sampler import Denoiser
 
@@ -31,10 +31,11 @@ class ChunkBuffers:
         chunk: [batch] int64, number of the chunk in its session.
         text_ids: [batch, transcript_tokens] int64, the transcript window.
         text_lengths: [batch] int32.
+        progress: [batch] fp32, tokens of the window said before this chunk.
         history: [batch, history_tokens, audio_channels] fp32, audio latents already spoken.
         history_lengths: [batch] int32.
         position: [batch, audio_tokens] fp32, where in the window each audio token stands.
-        due: [batch] bool, rows whose conditioning a commit may write.
+        reference: [batch, reference_latents, channels, height, width] fp32, latents of the reference image.
     """
 
     x_video: torch.Tensor
@@ -43,10 +44,11 @@ class ChunkBuffers:
     chunk: torch.Tensor
     text_ids: torch.Tensor
     text_lengths: torch.Tensor
+    progress: torch.Tensor
     history: torch.Tensor
     history_lengths: torch.Tensor
     position: torch.Tensor
-    due: torch.Tensor
+    reference: torch.Tensor
 
     @classmethod
     def zeros(cls, preset: Preset, batch: int, device: torch.device) -> "ChunkBuffers":
@@ -63,10 +65,11 @@ class ChunkBuffers:
             chunk=make(dtype=torch.int64),
             text_ids=make(preset.orchestrator.transcript_tokens, dtype=torch.int64),
             text_lengths=make(dtype=torch.int32),
+            progress=make(),
             history=make(preset.history_tokens, channels),
             history_lengths=make(dtype=torch.int32),
             position=make(preset.audio_tokens),
-            due=make(dtype=torch.bool),
+            reference=make(preset.chunk.reference_latents, picture.channels, *picture.latent_size),
         )
 
     def row(self, index: int) -> "ChunkBuffers":
@@ -107,34 +110,70 @@ class Lane:
         denoiser = Denoiser(dit, batch=memory.batch)
         self.modulation, self.steps = denoiser.modulation, denoiser.steps
         self._denoiser = denoiser
-        self._prefill = pool.step(self._run_prefill)
+        chunk = dit.preset.chunk
+        x_video = buffers.x_video
+        self._latents: dict[Role, torch.Tensor] = {
+            "reference": buffers.reference,
+            "sink": x_video[:, : chunk.sink_latents],
+            "motion": x_video[:, -chunk.motion_latents :],
+        }
+        self._prefill, self._draw = pool.step(self._run_prefill), pool.step(self._run_draw)
         self._denoise = [pool.step(partial(self._run_step, index)) for index in range(self.steps)]
+        self._commit = {role: pool.step(partial(self._run_commit, role)) for role in self._latents}
+        self._remember = pool.step(self._run_remember)
 
     @span("prefill")
-    def begin(self) -> None:
-        """Prefill the orchestrator and overwrite the latents with the chunk's initial noise."""
+    def prefill(self) -> None:
+        """Compute the orchestrator's prefix from transcript window and audio history."""
         self._prefill()
+
+    def draw(self) -> None:
+        """Overwrite the latents with the chunk's initial noise."""
+        self._draw()
 
     def denoise(self, index: int) -> None:
         """Take denoising step ``index``, in [0, steps)."""
         with span("step", index):
             self._denoise[index]()
 
-    def commit(self, role: Role, latents: torch.Tensor) -> None:
-        """Write the keys and values of clean latents into the memory; see :meth:`JointDiT.commit`."""
+    def commit(self, role: Role) -> None:
+        """Write keys and values of reference, sink or motion into the memory; see :meth:`JointDiT.commit`.
+
+        Sink and motion are the first and the last latents of the chunk that was denoised last.
+        """
         with span(role):
-            self.dit.commit(role, latents, self.modulation, self.memory)
+            self._commit[role]()
+
+    def remember(self) -> None:
+        """Append the sound of the chunk that was denoised last to the audio history."""
+        self._remember()
 
     def warm_up(self) -> None:
         """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
-        self.begin()
+        self.prefill()
+        self.draw()
         for index in range(self.steps):
             self.denoise(index)
+        for role in self._commit:
+            self.commit(role)
+        self.remember()
 
     def _run_prefill(self) -> None:
         b = self.buffers
-        self.orchestrator.prefill(self.state, b.text_ids, b.text_lengths, b.history, b.history_lengths)
+        self.orchestrator.prefill(
+            self.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
+        )
+
+    def _run_draw(self) -> None:
+        b = self.buffers
         sampler_noise(b.x_video, b.x_audio, b.seed, b.chunk, backend=self.dit.backend)
+
+    def _run_commit(self, role: Role) -> None:
+        self.dit.commit(role, self._latents[role], self.modulation, self.memory)
+
+    def _run_remember(self) -> None:
+        b = self.buffers
+        append_history(b.history, b.history_lengths, b.x_audio)
 
     def _run_step(self, index: int) -> None:
         b = self.buffers

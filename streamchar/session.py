@@ -18,9 +18,14 @@ from .text import TextWindow, check_text
 
 if TYPE_CHECKING:
     from .engine import StreamCharEngine
+    from .passes import Delivery
 
+#: Said of a session whose decoders stopped half way.
+LOST = "the session must be whole, got one that lost a chunk; close it, open another"
 #: A pointer that does not move must not keep a session speaking for ever: seconds for a text, and for a word.
 PATIENCE_SECONDS, PATIENCE_PER_WORD = 4.0, 1.0
+#: Tokens of the last word that may be unsaid when a speech ends: it fades within its last one.
+LAST_SOUND = 0.5
 
 
 class SessionClosedError(RuntimeError):
@@ -47,6 +52,15 @@ class SpokenWord:
 
 
 @dataclass(frozen=True)
+class Media:
+    """Picture and sound of a chunk in one place; see :class:`Chunk`."""
+
+    video: torch.Tensor
+    video_yuv: torch.Tensor
+    audio: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A chunk of media, on the engine's device.
 
@@ -56,8 +70,10 @@ class Chunk:
         video: [frames, height, width, 3] uint8, RGB.
         video_yuv: [frames, height * 3 / 2, width] uint8, the same as planar YUV 4:2:0 for encoders.
         audio: [samples] fp32.
+        host: the same three in the host's memory, pinned where there is a GPU; on a CPU they are the same.
         words: said in this chunk.
-        latency: seconds by stage, and in ``"total"``.
+        latency: seconds of each stage, ``"commit"`` that of the chunk before, and in ``"total"`` those from
+            the beginning of the pass until the host had the chunk; stages may overlap.
 
     Tensors export through DLPack without a copy.
     """
@@ -67,6 +83,7 @@ class Chunk:
     video: torch.Tensor
     video_yuv: torch.Tensor
     audio: torch.Tensor
+    host: Media
     words: tuple[SpokenWord, ...]
     latency: dict[str, float]
 
@@ -86,17 +103,24 @@ class Interruption:
     sample: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """One request for one chunk, filled in by the engine."""
 
     session: "Session"
     window: TextWindow
-    ids: torch.Tensor
     interrupted: bool = False
     done: bool = False
+    delivery: "Delivery | None" = None
     chunk: Chunk | None = None
     error: BaseException | None = None
+
+    def lose(self, error: BaseException) -> None:
+        """Give the chunk up when some of it was made: its session cannot go on."""
+        self.session.fail()
+        self.delivery = None
+        # Ctrl-C is raised where it was pressed, not in the threads of the sessions that it hit.
+        self.error = error if isinstance(error, Exception) else SessionClosedError(LOST)
 
 
 class Session:
@@ -113,7 +137,6 @@ class Session:
         self.row, self.seed, self.pacer, self.next_sample = row, seed, pacer, 0
         self._engine = engine
         self._window = TextWindow(engine.tokenizer, engine.preset.orchestrator.transcript_tokens)
-        self._ids = torch.zeros(engine.preset.orchestrator.transcript_tokens, dtype=torch.int64)
         self._speech: Speech | None = None
         self._closed = self._failed = False
 
@@ -192,9 +215,7 @@ class Session:
 
     def _require_open(self) -> None:
         if self._failed:
-            raise SessionClosedError(
-                "the session must be whole, got one that lost a chunk; close it, open another"
-            )
+            raise SessionClosedError(LOST)
         if self._closed:
             raise SessionClosedError("the session must be open, got a closed one; open another")
 
@@ -239,7 +260,7 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
             if self.ended or self._over():
                 self.ended = True
                 raise StopIteration
-            self._turn = turn = Turn(session, session._window, session._ids)
+            self._turn = turn = Turn(session, session._window)
         if session.pacer is not None:
             session.pacer.wait()
         session._engine.make_chunk(turn)
@@ -300,7 +321,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         if self._seconds >= limit:
             self._session._window.cut()
             return True
-        return self._session._window.exhausted and not self._open
+        window = self._session._window
+        return window.exhausted and not self._open and window.remaining < LAST_SOUND
 
 
 class _EndOfSpeechError(Exception):

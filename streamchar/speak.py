@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .checkpoint import shipped_weights
 from .config import preset
 from .engine import StreamCharEngine
 from .media import Mp4Writer, load_reference
@@ -30,6 +31,7 @@ class Summary:
     Attributes:
         budget_seconds: playback time of a chunk, in which the next must be made.
         words_asked: words of the text.
+        random_weights: whether the media are noise.
         words_said: words that the pointer has passed.
         media_seconds: media made so far.
         wall_seconds: time since the first chunk was asked for.
@@ -39,6 +41,7 @@ class Summary:
 
     budget_seconds: float
     words_asked: int
+    random_weights: bool = False
     words_said: int = 0
     media_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -56,8 +59,14 @@ class Summary:
         return sum(latency > self.budget_seconds for latency in self.latencies)
 
 
-def default_reference(height: int, width: int) -> torch.Tensor:
-    """Return a picture for want of one, a light oval on a dark ground: [3, height, width] in [-1, 1]."""
+def default_reference(preset_name: str, height: int, width: int) -> torch.Tensor:
+    """Return the picture that ships with a preset's weights, [3, height, width] in [-1, 1].
+
+    Without weights there is none: a light oval on a dark ground stands for it.
+    """
+    shipped = shipped_weights(preset_name)
+    if shipped is not None:
+        return load_reference(shipped / "reference.png", height, width)
     y = torch.linspace(-1, 1, height)[:, None]
     x = torch.linspace(-1, 1, width)[None, :]
     oval = torch.sigmoid(12 * (0.62 - ((x / 0.75) ** 2 + y**2).sqrt()))
@@ -103,18 +112,19 @@ def speak_to_file(
     image = (
         load_reference(reference, picture.height, picture.width)
         if reference
-        else default_reference(picture.height, picture.width)
+        else default_reference(preset_name, picture.height, picture.width)
     )
+    random_weights = shipped_weights(preset_name) is None
     with console.status(f"building {preset_name}"):
-        engine = StreamCharEngine.from_preset(preset_name, random_weights=True)
-    summary = Summary(config.seconds, words)
+        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights)
+    summary = Summary(config.seconds, words, random_weights)
     with (
         engine.open(image, seed=seed) as session,
         Mp4Writer(out, picture.height, picture.width, clock.frame_rate, clock.sample_rate) as writer,
         Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
     ):
         for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
-            writer.write(chunk.video_yuv, chunk.audio)
+            writer.write(chunk.host.video_yuv, chunk.host.audio)
             live.update(_panel(summary))
     return summary
 

@@ -146,6 +146,11 @@ class PhonemeTokenizer:
         return "".join(names.get(token, "") for token in ids if token != self.pad)
 
 
+def default_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer that a config names, ``"bytes"`` or ``"phonemes"``."""
+    return PhonemeTokenizer() if name == "phonemes" else ByteTokenizer()
+
+
 class FileTokenizer:
     """The tokenizer that ``transformers`` saved in a directory, read from its tokenizer.json.
 
@@ -319,6 +324,9 @@ class TextWindow:
         self._spoken = 0
         self._tail = ""  # the last word, until a space or the end of the text completes it
         self._waiting = 0  # characters of complete words still to be said
+        # Tokens counted since the window was made: of forgotten words, before the window, said so far.
+        self._forgotten = self._origin = 0
+        self._reached = 0.0
         self._words: tuple[Word, ...] = ()
 
     @property
@@ -335,6 +343,16 @@ class TextWindow:
     def exhausted(self) -> bool:
         """Whether every complete word has been said; :meth:`finish` completes the last one."""
         return self._spoken == self._first + len(self._entries)
+
+    @property
+    def progress(self) -> float:
+        """Tokens of the window that :meth:`fill` chose last that have been said, fractions included."""
+        return self._reached - self._origin
+
+    @property
+    def remaining(self) -> float:
+        """Tokens of complete words not yet said, fractions included: 0 once the last sound has faded."""
+        return self._forgotten + sum(len(entry.ids) for entry in self._entries) - self._reached
 
     def append(self, piece: str) -> None:
         """Add a piece of text; a word is complete when a space follows it or :meth:`finish` is called.
@@ -383,6 +401,7 @@ class TextWindow:
         tokens: list[int] = []
         words: list[Word] = []
         begin = self._begin()
+        self._origin = self._forgotten + sum(len(entry.ids) for entry in self._entries[:begin])
         for index, entry in enumerate(self._entries[begin : begin + self.capacity], self._first + begin):
             end = len(tokens) + len(entry.ids)
             if end > self.capacity:
@@ -404,11 +423,14 @@ class TextWindow:
         said = tuple(
             word
             for word in self._words
-            if word.index >= self._spoken and 2 * position > word.start + word.end
+            if word.index >= self._spoken and (2 * position > word.start + word.end or position >= word.end)
         )
+        # A later window starts where this one came to, so a reading that falls back must not move it.
+        self._reached = max(self._reached, min(self._origin + position, self._reached + self.remaining))
         self._spoken += len(said)
         self._waiting -= sum(len(word.text) + 1 for word in said)
         forgotten = max(self._spoken - self.keep_words - self._first, 0)
+        self._forgotten += sum(len(entry.ids) for entry in self._entries[:forgotten])
         del self._entries[:forgotten]
         self._first += forgotten
         return said
@@ -418,6 +440,7 @@ class TextWindow:
         del self._entries[self._spoken - self._first :]
         self._words = tuple(word for word in self._words if word.index < self._spoken)
         self._tail, self._waiting = " ", 0
+        self._reached += self.remaining
         return self._spoken
 
     def _add(self, words: list[str], tail: str) -> None:

@@ -316,13 +316,6 @@ class Vae(nn.Module):
         Raises:
             ValueError: the frames have another shape, or do not fill whole latents.
         """
-        return self.posterior(frames)[0]
-
-    def posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and logarithm of the variance of the posteriors, normalised, for training.
-
-        Arguments, shapes and errors are those of :meth:`encode`.
-        """
         space, time = self.config.spatial_stride, self.config.temporal_stride
         shape = list(frames.shape)
         if len(shape) != 5 or shape[2] != 3:
@@ -338,9 +331,9 @@ class Vae(nn.Module):
         x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
         # Within a patch, columns vary slower than rows.
         x = x.permute(0, 1, 3, 5, 2, 6, 4).flatten(4)
-        mean, log_variance = self.quant_conv(self.encoder(x)).permute(0, 1, 4, 2, 3).chunk(2, 2)
+        mean, _ = self.quant_conv(self.encoder(x)).permute(0, 1, 4, 2, 3).chunk(2, 2)
         latents: Tensor = (mean - self.latents_mean) / self.latents_std
-        return latents, log_variance.clamp(-30, 20) - 2 * self.latents_std.log()
+        return latents
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images, each as the first frame of a stream.

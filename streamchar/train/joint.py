@@ -64,7 +64,9 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     device = vae.latents_mean.device
     for index in track(range(recordings), description="video latents"):
         identity = Identity.sample(index)
-        frames = torch.cat((reference(identity, size)[None], draw(identity, pose(corpus[index], index), size)))
+        frames = torch.cat(
+            (reference(identity, size)[None], draw(identity, pose(corpus[index], index), size))
+        )
         with torch.autocast(device.type, torch.bfloat16):
             latents = vae.encode(frames[None].to(device))[0]
         parts.append(latents.half().cpu())
@@ -184,6 +186,8 @@ def velocities(
     sigmas: Tensor,
     progress: Tensor,
     history: Tensor,
+    *,
+    committed: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
     """Predict the velocities of several noisy versions of a batch's chunks.
 
@@ -196,6 +200,7 @@ def velocities(
         sigmas: [batch, draws].
         progress: [batch], tokens said.
         history: [batch, history_tokens, channels].
+        committed: whether the memory holds this model's conditioning for this batch already.
 
     Returns:
         Per draw, video and audio velocity in fp32.
@@ -213,7 +218,8 @@ def velocities(
             progress,
         )
     modulation = model.dit.modulation(sigmas.T.flatten())
-    commit(model.dit, memory, batch, modulation)
+    if not committed:
+        commit(model.dit, memory, batch, modulation)
     made = []
     for draw in range(draws):
         step = torch.arange(count, dtype=torch.int32, device=device) + draw * count

@@ -19,6 +19,8 @@ import torch
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from .muon import Muon, matrices
+
 #: Weights pulled to zero a little; biases, norms and other vectors are left alone.
 WEIGHT_DECAY = 0.01
 
@@ -34,7 +36,8 @@ class LoopConfig:
     Attributes:
         steps: in all; the learning rate rises over the first ``warmup``, stays, and falls to zero over the
             last third.
-        lr: learning rate at its highest.
+        lr: learning rate at its highest, of AdamW.
+        matrix_lr: the same of Muon, which trains matrices where it is above 0.
         batch: examples of a step.
         warmup: steps.
         ema: decay of the averaged copy, a step.
@@ -46,17 +49,18 @@ class LoopConfig:
     steps: int
     lr: float
     batch: int
+    matrix_lr: float = 0.0
     warmup: int = 100
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
     save_seconds: float = 120.0
 
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step: a trapezium, which a run may extend at its flat part."""
+    def pace(self, step: int) -> float:
+        """Return the share of the learning rate at a step: a trapezium, its flat part easy to extend."""
         rise = min(1.0, (step + 1) / max(self.warmup, 1))
         fall = min(1.0, 3 * (self.steps - step) / self.steps)
-        return self.lr * min(rise, fall)
+        return min(rise, fall)
 
 
 class Trained:
@@ -78,19 +82,32 @@ class Trained:
         lr_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
-        self.module, self.config, self.lr_scale = module, config, lr_scale
+        self.module, self.config = module, config
         self.parameters = [each for each in module.parameters() if each.requires_grad]
-        self.wide = [each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters]
-        matrices = [each for each in self.wide if each.dim() > 1]
-        vectors = [each for each in self.wide if each.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True)
+        self.wide = [
+            each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
+        ]
+        in_matrices = {id(each) for each in matrices(module)} if config.matrix_lr else set()
+        pairs = list(zip(self.parameters, self.wide, strict=True))
+        by_muon = [wide for narrow, wide in pairs if id(narrow) in in_matrices]
+        rest = [wide for narrow, wide in pairs if id(narrow) not in in_matrices]
+        groups = [
+            {"params": [each for each in rest if each.dim() > 1], "weight_decay": WEIGHT_DECAY},
+            {"params": [each for each in rest if each.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True), config.lr * lr_scale)
+        ]
+        if by_muon:
+            muon = Muon(by_muon, config.matrix_lr, weight_decay=WEIGHT_DECAY)
+            self.optimisers.append((muon, config.matrix_lr * lr_scale))
         self.ema = [each.detach().clone() for each in self.wide]
 
     def update(self, loss: Tensor, step: int) -> float:
         """Take an optimiser step down ``loss`` and return the norm of the gradient."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr_at(step) * self.lr_scale
+        for optimiser, rate in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * self.config.pace(step)
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -99,7 +116,8 @@ class Trained:
         norm = nn.utils.clip_grad_norm_(self.wide, self.config.clip)
         if not torch.isfinite(norm):
             raise TrainingError(f"gradients must be finite, got {float(norm)} at step {step}; lower the rate")
-        self.optimiser.step()
+        for optimiser, _ in self.optimisers:
+            optimiser.step()
         with torch.no_grad():
             for wide, parameter in zip(self.wide, self.parameters, strict=True):
                 if wide is not parameter:
@@ -126,7 +144,7 @@ class Trained:
         return {
             "module": self.module.state_dict(),
             "wide": [each.detach() for each in self.wide],
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
             "ema": self.ema,
         }
 
@@ -136,7 +154,8 @@ class Trained:
         with torch.no_grad():
             for wide, value in zip(self.wide, state["wide"], strict=True):
                 wide.copy_(value)
-        self.optimiser.load_state_dict(state["optimiser"])
+        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         for average, value in zip(self.ema, state["ema"], strict=True):
             average.copy_(value)
 
@@ -206,7 +225,11 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
                 entry = {name: value / count for name, value in sums.items()}
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
-                print(json.dumps({"step": step, "seconds": round(now - started, 1), **entry}), file=log, flush=True)
+                print(
+                    json.dumps({"step": step, "seconds": round(now - started, 1), **entry}),
+                    file=log,
+                    flush=True,
+                )
                 sums, count = {}, 0
             if last or now - saved > stage.config.save_seconds:
                 _save(stage, folder / "checkpoint.pt", step)

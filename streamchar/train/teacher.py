@@ -59,9 +59,7 @@ class TeacherStage(Stage):
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
-        batch = joint_batch(
-            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
-        )
+        batch = joint_batch(self.preset, self.corpus, self.audio, self.video, self.config.batch, generator)
         losses = flow_losses(self.model, self.memory, batch, generator)
         norm = self.trained["joint"].update(losses["video"] + AUDIO_WEIGHT * losses["audio"], step)
         self.memory.detach_()
@@ -101,7 +99,9 @@ def flow_losses(
     x_video, x_audio = zip(*noisy, strict=True)
     made = velocities(model, memory, batch, x_video, x_audio, sigmas, progress, history)
     losses = [
-        torch.stack([F.mse_loss(v[part], target[part]) for v, target in zip(made, targets, strict=True)]).mean()
+        torch.stack(
+            [F.mse_loss(v[part], target[part]) for v, target in zip(made, targets, strict=True)]
+        ).mean()
         for part in range(2)
     ]
     return {"video": losses[0], "audio": losses[1]}
@@ -109,7 +109,5 @@ def flow_losses(
 
 def normalised(preset: Preset, video: VideoLatents) -> Preset:
     """Return the preset whose VAE gives latents of mean 0 and variance 1."""
-    vae = replace(
-        preset.vae, latents_mean=tuple(video.mean.tolist()), latents_std=tuple(video.std.tolist())
-    )
+    vae = replace(preset.vae, latents_mean=tuple(video.mean.tolist()), latents_std=tuple(video.std.tolist()))
     return replace(preset, vae=vae)

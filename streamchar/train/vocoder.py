@@ -23,7 +23,9 @@ class VocoderStage(Stage):
 
     name = "vocoder"
 
-    def __init__(self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG) -> None:
+    def __init__(
+        self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG
+    ) -> None:
         super().__init__(config, {"corpus": corpus.about["key"], "vocoder": repr(preset.vocoder)})
         torch.manual_seed(config.seed)
         self.corpus, self.device = corpus, device
@@ -67,6 +69,7 @@ def fit_encoder(vocoder: Vocoder, corpus: Corpus, recordings: int = 400) -> floa
     chosen = np.linspace(0, len(corpus) - 1, min(recordings, len(corpus))).astype(int)
     device = vocoder.head.weight.device
     examples = [
-        vocoder.spectrogram.log_mel(audio_of(corpus, int(index))[None].to(device), 24000)[0] for index in chosen
+        vocoder.spectrogram.log_mel(audio_of(corpus, int(index))[None].to(device), 24000)[0]
+        for index in chosen
     ]
     return vocoder.spectrogram.fit(torch.cat(examples))

@@ -78,8 +78,8 @@ def test_the_summary_counts_late_chunks_and_real_time():
 
 
 def test_the_default_picture_fits_any_size():
-    picture = default_reference(48, 32)
+    picture = default_reference("5b", 48, 32)
     assert picture.shape == (3, 48, 32)
     assert picture.abs().max() <= 1
     assert picture[:, 24, 16].mean() > picture[:, 0, 0].mean()
-    assert torch.equal(picture, default_reference(48, 32))
+    assert torch.equal(picture, default_reference("5b", 48, 32))

@@ -6,7 +6,7 @@ import torch
 
 from streamchar.codecs.vae import Vae
 from streamchar.codecs.vocoder import Vocoder
-from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, preset
+from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, VaeConfig, preset
 from streamchar.engine import StreamCharEngine
 from streamchar.model import JointDiT
 from streamchar.orchestrator import Orchestrator
@@ -14,6 +14,17 @@ from streamchar.orchestrator import Orchestrator
 #: The tiny preset with fewer and smaller layers: the same code in a fraction of the time.
 SMALL = replace(
     preset("tiny"),
+    vae=VaeConfig(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=16,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        patch_size=2,
+        latents_mean=(0.0,) * 16,
+        latents_std=(1.0,) * 16,
+    ),
     dit=DiTConfig(dim=64, layers=2, heads=1, head_dim=64, video_ffn=128, audio_ffn=64, audio_channels=16),
     picture=PictureConfig(height=32, width=32, spatial_stride=8, channels=16, patch=2),
     orchestrator=OrchestratorConfig(
@@ -42,3 +53,19 @@ def take(session, count=2, text=TEXT):
 
 def media(chunks):
     return torch.cat([chunk.video for chunk in chunks]), torch.cat([chunk.audio for chunk in chunks])
+
+
+def fixed_tensors(engine):
+    """List every weight and every buffer that a step may read or write."""
+    modules = engine.dit, engine.orchestrator, engine.vae, engine.vocoder
+    found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    passes = engine._passes
+    for lane in (passes._lane, *(row.lane for row in passes.rows)):
+        denoiser = lane._denoiser
+        found += [denoiser.sigmas, denoiser._index, *denoiser.modulation]
+        found += [*lane.memory.k, *lane.memory.v, *vars(lane.buffers).values(), *vars(lane.state).values()]
+        found += [tensor for tables in lane.memory.tables.values() for tensor in vars(tables).values()]
+    for decoders in (passes._decoders, *(row.decoders for row in passes.rows)):
+        state = decoders.state
+        found += [*vars(decoders.media).values(), *state.vae.past, *vars(state.vocoder).values()]
+    return found

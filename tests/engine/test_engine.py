@@ -1,10 +1,10 @@
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
 
-from streamchar.capture import GraphPool
 from streamchar.checkpoint import CheckpointError
 from streamchar.engine import CapacityError, StreamCharEngine
 from streamchar.numerics import assert_close
@@ -26,9 +26,9 @@ def test_a_text_becomes_uniform_chunks_on_one_clock():
         # 1000 samples a frame, exactly: the two streams cannot drift apart.
         assert chunk.audio.shape == (1000 * len(chunk.video),)
         assert torch.isfinite(chunk.audio).all()
-        assert chunk.latency["total"] == pytest.approx(
-            sum(seconds for stage, seconds in chunk.latency.items() if stage != "total")
-        )
+        # On a CPU one stage follows another.
+        stages = sum(seconds for stage, seconds in chunk.latency.items() if stage != "total")
+        assert 0 < stages <= chunk.latency["total"]
     samples = [word.sample for chunk in chunks for word in chunk.words]
     assert samples == sorted(samples)
     assert all(0 < sample <= 96000 for sample in samples)
@@ -53,6 +53,19 @@ def test_a_row_used_before_gives_what_a_fresh_engine_gives():
     assert torch.equal(ours[1], fresh[1])
 
 
+def ask_together(engine, calls):
+    """Run every call in its own thread; the first requests of all are in before any is served."""
+    threads = [threading.Thread(target=call) for call in calls]
+    engine._lock.acquire()
+    for thread in threads:
+        thread.start()
+    while len(engine._waiting) < len(calls):
+        time.sleep(0.001)
+    engine._lock.release()
+    for thread in threads:
+        thread.join()
+
+
 def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other():
     # One session is a chunk ahead, so the rows of the batch stand at different points.
     ahead = (1, 0)
@@ -65,18 +78,7 @@ def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other()
     sessions = [engine.open(picture(seed), seed=seed) for seed in (1, 2)]
     take(sessions[0], ahead[0])
     results: list[list] = [[], []]
-    engine._lock.acquire()  # both requests are in before either is served
-    threads = [
-        threading.Thread(target=lambda index=index: results[index].extend(take(sessions[index], 2)))
-        for index in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    while len(engine._waiting) < 2:
-        pass
-    engine._lock.release()
-    for thread in threads:
-        thread.join()
+    ask_together(engine, [lambda i=i: results[i].extend(take(sessions[i], 2)) for i in range(2)])
     assert engine.stats().batched >= 2
     for (video, audio), chunks in zip(alone, results, strict=True):
         ours = media(chunks)
@@ -108,7 +110,7 @@ def test_interrupt_reports_what_was_delivered_and_drops_the_rest():
 def test_interrupt_takes_effect_within_one_denoising_step(monkeypatch):
     engine = build()
     session = engine.open(picture())
-    lane = engine._rows[0].lane
+    lane = engine._passes.rows[0].lane
     speech = session.speak(TEXT, max_seconds=60)
     next(speech)
     seen = []
@@ -163,39 +165,6 @@ def test_a_dead_iterator_ends_the_speech_and_leaves_the_session_usable():
     with pytest.raises(ConnectionError):
         list(speech)
     assert next(session.speak("and on")).index == 0
-
-
-def test_nothing_grows_or_moves_with_time():
-    engine = build()
-    session = engine.open(picture())
-    before = [t.data_ptr() for t in (*engine._memory.k, *engine._memory.v, *vars(engine._buffers).values())]
-    size = engine.stats().memory_bytes
-    list(session.speak(TEXT, max_seconds=24))
-    after = [t.data_ptr() for t in (*engine._memory.k, *engine._memory.v, *vars(engine._buffers).values())]
-    assert after == before
-    assert engine.stats().memory_bytes == size
-    assert engine.stats().captures == 0  # on a CPU nothing is captured
-
-
-def test_replaying_the_steps_follows_the_buffers_with_no_python_in_between():
-    engine = build()
-    engine.open(picture(), seed=7)
-    lane, buffers = engine._rows[0].lane, engine._buffers
-
-    def run(seed, chunk, length):
-        with torch.inference_mode():
-            buffers.seed.fill_(seed)
-            buffers.chunk.fill_(chunk)
-            buffers.text_lengths.fill_(length)
-            lane.begin()
-            for step in range(lane.steps):
-                lane.denoise(step)
-        return buffers.x_video.clone(), buffers.x_audio.clone()
-
-    first = run(7, 0, 5)
-    for changed in ((8, 0, 5), (7, 1, 5), (7, 0, 6)):
-        assert not torch.equal(run(*changed)[1], first[1])
-    assert torch.equal(run(7, 0, 5)[0], first[0])
 
 
 def test_a_full_engine_refuses_and_goes_on():
@@ -260,7 +229,7 @@ def test_an_error_before_the_chunk_is_made_leaves_the_session_as_it_was(monkeypa
     engine = build()
     session = engine.open(picture(), seed=7)
     monkeypatch.setattr(
-        engine._rows[0].lane, "denoise", lambda step: (_ for _ in ()).throw(MemoryError("no"))
+        engine._passes.rows[0].lane, "denoise", lambda step: (_ for _ in ()).throw(MemoryError("no"))
     )
     with pytest.raises(MemoryError):
         next(session.speak(TEXT))
@@ -284,6 +253,52 @@ def test_a_session_that_lost_a_chunk_half_way_refuses_to_go_on_and_others_do(mon
     assert take(engine.open(picture()), 1)
 
 
+def test_ctrl_c_reaches_one_session_and_the_others_of_its_pass_go_on(monkeypatch):
+    engine = build(max_sessions=2)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
+    lane, hit, made = engine._passes._lane, [], []
+    denoise = lane.denoise
+
+    def step(index):
+        if not hit:
+            hit.append(threading.current_thread())
+            raise KeyboardInterrupt
+        denoise(index)
+
+    monkeypatch.setattr(lane, "denoise", step)
+
+    def ask(session):
+        try:
+            made.append(next(session.speak(TEXT)))
+        except KeyboardInterrupt:
+            hit.append(threading.current_thread())
+
+    ask_together(engine, [lambda session=session: ask(session) for session in sessions])
+    # Raised once, in the thread that it reached; the other session has its chunk.
+    assert len(hit) == 2
+    assert hit[0] is hit[1]
+    assert len(made) == 1
+
+
+def test_a_batch_whose_decoding_fails_leaves_sessions_outside_it_whole(monkeypatch):
+    engine = build(max_sessions=3)
+    sessions = [engine.open(picture(seed)) for seed in range(3)]
+    take(sessions[2], 1)
+    broken = []
+    decode = engine.vae.decode
+    monkeypatch.setattr(engine.vae, "decode", lambda *a: (_ for _ in ()).throw(MemoryError("no room")))
+
+    def ask(session):
+        with pytest.raises(MemoryError):
+            next(session.speak(TEXT))
+        broken.append(session)
+
+    ask_together(engine, [lambda session=session: ask(session) for session in sessions[:2]])
+    monkeypatch.setattr(engine.vae, "decode", decode)
+    assert len(broken) == 2
+    assert take(sessions[2], 1)[0].index == 1
+
+
 def test_a_pacer_keeps_generation_one_chunk_ahead_of_playback():
     now, waits = [0.0], []
 
@@ -303,15 +318,6 @@ def test_an_engine_without_rows_or_weights_is_refused():
         build(max_sessions=0)
     with pytest.raises(ValueError, match="random_weights=True"):
         StreamCharEngine.from_preset("tiny", random_weights=False)
-
-
-def test_a_cpu_step_is_a_plain_call_that_is_counted():
-    pool, ran = GraphPool(torch.device("cpu")), []
-    step = pool.step(lambda: ran.append(1))
-    step()
-    step()
-    assert ran == [1, 1]
-    assert (pool.captures, pool.replays) == (0, 2)
 
 
 def test_a_saved_engine_speaks_as_before(tmp_path):

@@ -60,14 +60,14 @@ def from_scratch(engine, reference, seed, windows):
 
 def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
     engine = build()
-    lane, windows = engine._rows[0].lane, []
-    begin = lane.begin
+    lane, windows = engine._passes.rows[0].lane, []
+    draw = lane.draw
 
     def recorded():
         windows.append((lane.buffers.text_ids.clone(), lane.buffers.text_lengths.clone()))
-        begin()
+        draw()
 
-    monkeypatch.setattr(lane, "begin", recorded)
+    monkeypatch.setattr(lane, "draw", recorded)
     with engine.open(picture(), seed=7) as session:
         video, audio = media(take(session, CHUNKS, " ".join([TEXT] * 4)))
     assert len(windows) == CHUNKS

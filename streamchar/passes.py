@@ -1,0 +1,326 @@
+"""The passes that make chunks: fixed buffers for every session, and what is queued on them in which order.
+
+A pass serves one session, or all that are due together. Its latents are made on the main queue; the decode
+queue reads them there, the copy queue brings what it makes to the host, and behind the denoising steps the
+main queue commits the latents and, where queues overlap, prefills the next prefix. What one queue reads and
+another writes is named at the call that queues the later of the two.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from .capture import GraphPool
+from .codecs.vae import Vae
+from .codecs.vocoder import Vocoder
+from .config import Preset
+from .decode import Decoders, DecoderState, MediaBuffers
+from .lane import ChunkBuffers, Lane, state_row
+from .memory import KVMemory
+from .model import JointDiT
+from .orchestrator import Orchestrator
+from .ranges import span
+from .session import Chunk, Media, SpokenWord, Turn
+from .streams import NOTHING, Done, Streams
+from .text import TextWindow
+
+
+@dataclass
+class Row:
+    """What one session has in the buffers, and how far it is.
+
+    Attributes:
+        lane: makes its latents.
+        decoders: make media of them.
+        ids: [transcript_tokens] int64, the window prefilled last, where the device copies it from.
+        positions: [audio_tokens] fp32, where the device copies the pointer's positions to.
+        chunk: number of the chunk to come.
+        uncommitted: whether the latents of the last chunk are still to be committed.
+        prefilled: tokens of the window in ``ids`` and how many of them are said; None where its prefix is not
+            that of the chunk to come.
+        prefill: the prefill queued last.
+        commit: the commit queued last.
+        decoded: until it is done the latents are still read.
+    """
+
+    lane: Lane
+    decoders: Decoders
+    ids: torch.Tensor
+    positions: torch.Tensor
+    chunk: int = 0
+    uncommitted: bool = False
+    prefilled: tuple[int, float] | None = None
+    prefill: Done = NOTHING
+    commit: Done = NOTHING
+    decoded: Done = NOTHING
+
+
+@dataclass
+class Delivery:
+    """A chunk on its way to the host.
+
+    Attributes:
+        index: of the chunk.
+        started: when its pass began.
+        stages: what was queued for it.
+        arrived: when this is done, the host has it.
+        media: on the device; there once its decoding has been queued.
+        host: the same in the host's memory.
+        start_sample: of the chunk.
+        words: said in it.
+    """
+
+    index: int
+    started: float
+    stages: dict[str, list[Done]]
+    arrived: Done = NOTHING
+    media: list[Media] = field(default_factory=list)
+    host: list[Media] = field(default_factory=list)
+    start_sample: int = 0
+    words: tuple[SpokenWord, ...] = ()
+
+
+class Passes:
+    """The rows of an engine and the passes over them. One thread at a time may call it.
+
+    Attributes:
+        rows: one a session.
+        chunks: chunks made.
+        batched: chunks of these that shared their pass.
+    """
+
+    def __init__(
+        self,
+        config: Preset,
+        dit: JointDiT,
+        orchestrator: Orchestrator,
+        vae: Vae,
+        vocoder: Vocoder,
+        sessions: int,
+        pool: GraphPool,
+        streams: Streams,
+    ) -> None:
+        self._device, self._dtype = dit.table.device, dit.table.dtype
+        self._streams = streams
+        self.chunks = self.batched = 0
+        self.memory = KVMemory(config, sessions, self._device, self._dtype)
+        self.buffers = ChunkBuffers.zeros(config, sessions, self._device)
+        state = orchestrator.new_state(sessions)
+        media = MediaBuffers.zeros(config, sessions, self._device, self._dtype)
+        decoding = DecoderState(
+            vae.new_state(sessions, config.picture.latent_size), vocoder.new_state(sessions)
+        )
+        self._lane = Lane(dit, orchestrator, self.memory, state, self.buffers, pool)
+        self._decoders = Decoders(vae, vocoder, decoding, self.buffers, media, pool)
+        self.rows: list[Row] = []
+        pinned = self._device.type == "cuda"
+        for index in range(sessions):
+            lane, decoders = self._lane, self._decoders
+            if sessions > 1:
+                one = self.buffers.row(index)
+                lane = Lane(dit, orchestrator, self.memory.row(index), state_row(state, index), one, pool)
+                decoders = Decoders(vae, vocoder, decoding.row(index), one, media.row(index), pool)
+            ids = torch.zeros(self.buffers.text_ids.shape[1], dtype=torch.int64, pin_memory=pinned)
+            positions = torch.zeros(self.buffers.position.shape[1], pin_memory=pinned)
+            self.rows.append(Row(lane, decoders, ids, positions))
+        self._window = torch.zeros_like(self.rows[0].ids, pin_memory=False)
+
+    def warm_up(self) -> None:
+        """Run every step once, so that nothing is captured or compiled once sessions are open."""
+        parts = [self._lane.warm_up, self._decoders.warm_up]
+        if len(self.rows) > 1:
+            parts += [part.warm_up for row in self.rows for part in (row.lane, row.decoders)]
+        for warm_up in parts:
+            self._streams.run("main", warm_up).wait()
+
+    @span("open")
+    def open(self, index: int, reference: torch.Tensor, seed: int) -> None:
+        """Begin a session in a row: forget who had it, and take in the reference, [3, height, width]."""
+        row, run = self.rows[index], self._streams.run
+        buffers = row.lane.buffers
+
+        def reset() -> None:
+            self.memory.reset(index)
+            buffers.seed.fill_(seed)
+            buffers.history_lengths.zero_()
+
+        def take_in() -> None:
+            row.decoders.open(reference[None].to(self._device, self._dtype).clamp(-1, 1))
+
+        def commit() -> None:
+            row.lane.commit("reference")
+            self.memory.set_valid(index, reference=True)
+
+        row.chunk, row.uncommitted, row.prefilled, row.commit = 0, False, None, NOTHING
+        run("main", reset)
+        run("main", commit, run("decode", take_in)).wait()
+
+    def free(self, index: int) -> None:
+        """Forget what the session of a row left in the memory."""
+        row = self.rows[index]
+        row.uncommitted, row.prefilled = False, None
+        self._streams.run("main", partial(self.memory.reset, index))
+
+    @span("chunk")
+    def make(self, turns: Sequence[Turn]) -> None:
+        """Make the latents of the chunks that are due and queue their decoding.
+
+        Every turn that is not interrupted gets its delivery, or the error that its decoding raised.
+        """
+        started = time.perf_counter()
+        run, rows = self._streams.run, [self.rows[turn.session.row] for turn in turns]
+        self._commit_finished()
+        for turn, row in zip(turns, rows):
+            self._prefill(row, turn.window)
+        # A pass of several overwrites the latents of every row.
+        lane, touched = (rows[0].lane, rows) if len(rows) == 1 else (self._lane, self.rows)
+
+        def draw() -> None:
+            for row in rows:
+                row.lane.buffers.chunk.fill_(row.chunk)
+            lane.draw()
+
+        steps = [run("main", draw, *(row.decoded for row in touched))]
+        for step in range(lane.steps):
+            if all(turn.interrupted for turn in turns):
+                return
+            steps.append(run("main", partial(lane.denoise, step)))
+            # The next is not queued before this one is done: an interruption takes effect within one step.
+            steps[-1].wait()
+        due = [turn for turn in turns if not turn.interrupted]
+        self.chunks += len(due)
+        self.batched += len(due) * (len(due) > 1)
+        for turn in due:
+            row = self.rows[turn.session.row]
+            stages = {"prefill": [row.prefill], "denoise": steps, "commit": [row.commit]}
+            row.commit = NOTHING
+            turn.delivery = Delivery(row.chunk, started, stages)
+        read = {
+            id(turn): run("main", partial(self._read_positions, self.rows[turn.session.row])) for turn in due
+        }
+        # The decoders of a row that is not due must not move on.
+        together = len(due) == len(self.rows)
+        for group in [due] if together else [[turn] for turn in due]:
+            self._decode(group, steps[-1])
+        if self._streams.overlaps:
+            self._commit_finished()
+        for turn in due:
+            if turn.delivery is not None:
+                try:
+                    self._take_note(turn, turn.delivery, read[id(turn)])
+                except Exception as error:
+                    turn.lose(error)
+
+    def deliver(self, delivery: Delivery) -> Chunk:
+        """Wait for a chunk to be on the host; any thread may call it."""
+        delivery.arrived.wait()
+        latency = {stage: sum(done.seconds for done in queued) for stage, queued in delivery.stages.items()}
+        latency["total"] = time.perf_counter() - delivery.started
+        (media,), (host,) = delivery.media, delivery.host
+        self._streams.hand_over(media.video, media.video_yuv, media.audio)
+        return Chunk(
+            delivery.index,
+            delivery.start_sample,
+            media.video,
+            media.video_yuv,
+            media.audio,
+            host,
+            delivery.words,
+            latency,
+        )
+
+    def _prefill(self, row: Row, window: TextWindow) -> None:
+        """Prefill what the window holds now, unless the prefix that is there is just that."""
+        length = window.fill(self._window)
+        progress = window.progress
+        if row.prefilled == (length, progress) and torch.equal(row.ids, self._window):
+            return
+        # A prefill still queued may read either text: this one comes after it and replaces what it did.
+        row.ids.copy_(self._window)
+        row.prefilled = length, progress
+        buffers = row.lane.buffers
+
+        def prefill() -> None:
+            buffers.text_ids.copy_(row.ids[None], non_blocking=True)
+            buffers.text_lengths.fill_(length)
+            buffers.progress.fill_(progress)
+            row.lane.prefill()
+
+        row.prefill = self._streams.run("main", prefill)
+
+    @span("commit")
+    def _commit_finished(self) -> None:
+        """Commit the chunks made last, in all rows."""
+        for index, row in enumerate(self.rows):
+            if row.uncommitted:
+                row.commit = self._streams.run("main", partial(self._commit, index, row.chunk == 1))
+                row.uncommitted, row.prefilled = False, None
+
+    def _commit(self, index: int, first: bool) -> None:
+        lane = self.rows[index].lane
+        if first:
+            lane.commit("sink")
+            self.memory.set_valid(index, sink=True)
+        lane.commit("motion")
+        self.memory.set_valid(index, motion=True)
+        lane.remember()
+
+    @staticmethod
+    def _read_positions(row: Row) -> None:
+        row.positions.copy_(row.lane.buffers.position[0], non_blocking=True)
+
+    def _decode(self, group: Sequence[Turn], denoised: Done) -> None:
+        """Queue the decoding and the copies of turns whose rows are those of one pair of decoders."""
+        rows = [self.rows[turn.session.row] for turn in group]
+        decoders = rows[0].decoders if len(rows) == 1 else self._decoders
+        try:
+            stages = decoders.decode(self._streams, denoised)
+            for turn, row in zip(group, rows):
+                assert turn.delivery is not None
+                turn.delivery.stages |= {stage: [done] for stage, done in stages.items()}
+                row.decoded = self._copy_out(row, turn.delivery)
+                row.chunk += 1
+                row.uncommitted = True
+        except BaseException as error:
+            # Decoders that stopped half way are out of step with the clock for good.
+            for turn in group:
+                turn.lose(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _copy_out(self, row: Row, delivery: Delivery) -> Done:
+        """Queue copies of a row's media that belong to the chunk, on the device and on the host."""
+        made = row.decoders.media
+
+        def keep() -> None:
+            delivery.media.append(Media(made.rgb[0].clone(), made.yuv[0].clone(), made.audio[0].clone()))
+
+        def copy() -> None:
+            pinned = self._device.type == "cuda"
+            media = delivery.media[0]
+            host = [
+                torch.empty(each.shape, dtype=each.dtype, pin_memory=pinned).copy_(each, non_blocking=True)
+                for each in (media.video, media.video_yuv, media.audio)
+            ]
+            delivery.host.append(Media(*host))
+
+        kept = self._streams.run("decode", keep)
+        if self._streams.overlaps:
+            delivery.arrived = self._streams.run("copy", copy, kept)
+            delivery.stages["copy"] = [delivery.arrived]
+        else:
+            # The device is the host.
+            delivery.arrived, delivery.host = kept, delivery.media
+        return kept
+
+    def _take_note(self, turn: Turn, delivery: Delivery, read: Done) -> None:
+        """Move transcript and clock on by a chunk, and prefill the next prefix where that costs nobody."""
+        row = self.rows[turn.session.row]
+        read.wait()
+        delivery.start_sample = turn.session.next_sample
+        delivery.words = turn.session.note_positions(turn, row.positions.tolist())
+        if self._streams.overlaps and not turn.window.exhausted:
+            self._prefill(row, turn.window)

@@ -1,0 +1,63 @@
+"""``streamchar train``: one command a stage."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..config import preset
+from .loop import LoopConfig, TrainingError, run
+from .stages import Workshop
+
+app = typer.Typer(add_completion=False)
+
+DIRECTORY = Path("~/.cache/streamchar")
+
+StageName = Annotated[
+    str, typer.Argument(help="data, vocoder, vae, orchestrator, teacher, student; or export, curves.")
+]
+Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
+
+
+@app.command()
+def train(
+    stage: StageName,
+    directory: Where = DIRECTORY,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
+    steps: Annotated[int | None, typer.Option(help="In all, instead of the stage's own number.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    of: Annotated[str, typer.Option(help="Stage to export: teacher or student.")] = "student",
+    out: Annotated[Path, typer.Option(help="Where export writes.")] = Path("streamchar/weights/tiny"),
+) -> None:
+    """Train a stage, going on where it was left. Exit 1 when it cannot."""
+    console = Console()
+    if threads:
+        torch.set_num_threads(threads)
+
+    def loop(config: LoopConfig) -> LoopConfig:
+        return replace(config, steps=steps) if steps else config
+
+    workshop = Workshop(directory.expanduser(), preset("tiny"), torch.device(device))
+    try:
+        if stage == "data":
+            console.print(f"{len(workshop.corpus())} recordings")
+        elif stage == "export":
+            from .export import export
+
+            export(workshop, of, out)
+            console.print(f"{out} written")
+        elif stage == "curves":
+            from .curves import draw_curves
+
+            console.print(f"{draw_curves(workshop.runs)} written")
+        else:
+            done = run(workshop.stage(stage, loop), workshop.runs, minutes)
+            console.print(f"{stage}: {done} steps")
+    except (TrainingError, FileNotFoundError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(1) from None

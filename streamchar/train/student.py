@@ -1,0 +1,154 @@
+"""Compress the sampler: a student of four steps, by distribution matching against the many-step teacher.
+
+The student starts from the teacher and is first told the clean data at its own four noise levels (the
+regression warm-up). Then it makes chunks as it will at run time, with a random step as the last; the frozen
+teacher and a copy of it that learns the student's own samples say which way to move them.
+
+Source: StreamChar (arXiv 2605.25659), distillation stage I; :mod:`.dmd` for the method.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Preset
+from ..data.corpus import Corpus
+from ..memory import KVMemory
+from .dmd import distribution_matching_loss
+from .flow import draw_sigmas, interpolate, to_clean
+from .joint import JointBatch, JointModel, VideoLatents, joint_batch, velocities
+from .loop import LoopConfig, Stage, Trained
+from .teacher import unsure
+
+CONFIG = LoopConfig(steps=600, lr=2e-4, batch=4, warmup=20, ema=0.99)
+#: Share of the run that is regression alone.
+WARM_UP = 0.4
+#: Learning rate of the student's own score against the student's: it must keep up with what moves.
+SCORE_RATE = 1.0
+#: Weight of the regression once distributions are matched, so that few steps cannot undo what was learned.
+ANCHOR = 0.5
+
+Pair = tuple[Tensor, Tensor]
+
+
+class StudentStage(Stage):
+    """The teacher's network, trained to make a chunk in the preset's few steps.
+
+    Args:
+        preset: sizes and schedule.
+        corpus: recordings.
+        audio: audio latents of the corpus, [frames, channels].
+        video: video latents of some of its recordings.
+        teacher: trained; not changed.
+        device: where to train.
+        config: of the loop.
+    """
+
+    name = "student"
+
+    def __init__(
+        self,
+        preset: Preset,
+        corpus: Corpus,
+        audio: Tensor,
+        video: VideoLatents,
+        teacher: JointModel,
+        device: torch.device,
+        config: LoopConfig = CONFIG,
+    ) -> None:
+        about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
+        super().__init__(config, about)
+        self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
+        self.teacher = teacher.to(device).requires_grad_(False)
+        self.student, self.score = JointModel(preset).to(device), JointModel(preset).to(device)
+        for model in (self.student, self.score):
+            model.load_state_dict(teacher.state_dict())
+            model.orchestrator.requires_grad_(False)
+        self.memory = {
+            name: KVMemory(preset, config.batch, device, torch.bfloat16)
+            for name in ("student", "score", "teacher")
+        }
+        self.levels = (*preset.sampler.sigmas, 0.0)
+        scores = replace(config, lr=config.lr * SCORE_RATE)
+        self.trained = {"joint": Trained(self.student, config), "score": Trained(self.score, scores)}
+
+    def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
+        """Take one step of the student and, once distributions are matched, one of its score."""
+        batch = joint_batch(self.preset, self.corpus, self.audio, self.video, self.config.batch, generator)
+        given = unsure(batch, generator)
+        loss = anchor = self._regression(batch, given, generator)
+        logged = {"anchor": float(anchor)}
+        if step >= WARM_UP * self.config.steps:
+            made = self._generate(batch, given, generator)
+            matching = self._matching(batch, given, made, generator)
+            loss = matching + ANCHOR * anchor
+            logged["matching"] = float(matching)
+        logged["norm"] = self.trained["joint"].update(loss, step)
+        self.memory["student"].detach_()
+        if step >= WARM_UP * self.config.steps:
+            score = self._score_loss(batch, given, (made[0].detach(), made[1].detach()), generator)
+            self.trained["score"].update(score, step)
+            self.memory["score"].detach_()
+            logged["score"] = float(score)
+        return logged
+
+    def _velocity(
+        self, name: str, batch: JointBatch, given: Pair, x: Pair, sigma: Tensor, committed: bool = False
+    ) -> Pair:
+        model = {"student": self.student, "score": self.score, "teacher": self.teacher}[name]
+        made = velocities(
+            model, self.memory[name], batch, (x[0],), (x[1],), sigma[:, None], *given, committed=committed
+        )
+        return made[0]
+
+    def _clean(
+        self, name: str, batch: JointBatch, given: Pair, x: Pair, sigma: Tensor, committed: bool = False
+    ) -> Pair:
+        v = self._velocity(name, batch, given, x, sigma, committed)
+        return to_clean(x[0], v[0], sigma), to_clean(x[1], v[1], sigma)
+
+    def _noise(self, batch: JointBatch, generator: torch.Generator) -> Pair:
+        video, audio = batch.video.shape, batch.speech.audio.shape
+        return torch.randn(video, generator=generator), torch.randn(audio, generator=generator)
+
+    def _regression(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Tensor:
+        """Return the flow-matching loss at the student's own noise levels, one drawn for each row."""
+        steps = self.preset.sampler.steps
+        chosen = torch.randint(steps, (len(batch.video),), generator=generator)
+        sigma = torch.tensor(self.levels)[chosen]
+        noise, clean = self._noise(batch, generator), (batch.video, batch.speech.audio)
+        x = interpolate(clean[0], noise[0], sigma), interpolate(clean[1], noise[1], sigma)
+        v = self._velocity("student", batch, given, x, sigma)
+        return F.mse_loss(v[0], noise[0] - clean[0]) + F.mse_loss(v[1], noise[1] - clean[1])
+
+    def _generate(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Pair:
+        """Make chunks as at run time, ended at a random step; only that step has a graph."""
+        count = len(batch.video)
+        last = int(torch.randint(self.preset.sampler.steps, (), generator=generator))
+        x = self._noise(batch, generator)
+        with torch.no_grad():
+            for index in range(last):
+                sigma = torch.full((count,), self.levels[index])
+                clean = self._clean("student", batch, given, x, sigma, committed=index > 0)
+                following = torch.full((count,), self.levels[index + 1])
+                noise = self._noise(batch, generator)
+                x = interpolate(clean[0], noise[0], following), interpolate(clean[1], noise[1], following)
+        return self._clean("student", batch, given, x, torch.full((count,), self.levels[last]))
+
+    def _matching(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
+        sigma = draw_sigmas((len(batch.video),), generator).clamp(0.02, 0.98)
+        noise = self._noise(batch, generator)
+        with torch.no_grad():
+            x = interpolate(made[0], noise[0], sigma), interpolate(made[1], noise[1], sigma)
+            real, own = (self._clean(name, batch, given, x, sigma) for name in ("teacher", "score"))
+        losses = [distribution_matching_loss(m, r, o) for m, r, o in zip(made, real, own, strict=True)]
+        return torch.stack(losses).sum()
+
+    def _score_loss(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
+        sigma = draw_sigmas((len(batch.video),), generator)
+        noise = self._noise(batch, generator)
+        x = interpolate(made[0], noise[0], sigma), interpolate(made[1], noise[1], sigma)
+        v = self._velocity("score", batch, given, x, sigma)
+        return F.mse_loss(v[0], noise[0] - made[0]) + F.mse_loss(v[1], noise[1] - made[1])

@@ -1,0 +1,98 @@
+"""Every step of a chunk may be captured: played back with no Python in between it follows its buffers."""
+
+import gc
+
+import pytest
+import torch
+
+from streamchar import engine as engine_module
+from streamchar.capture import GraphPool
+from streamchar.kernels import attention_torch
+from tests.engine.recorded import FORBIDDEN, LivePool, RecordingPool
+from tests.engine.small import TEXT, build, fixed_tensors, media, picture, take
+
+BY_ROW = attention_torch._attend_by_row
+
+
+def built(pool):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "GraphPool", pool)
+        return build()
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """Take the path of a GPU: on a CPU attention otherwise reads its table of segments on the host."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_torch, "_attend_by_row", attention_torch._attend_masked)
+        yield
+
+
+def speak(engine, chunks=3):
+    """Two sessions after one another, of other pictures, seeds and texts, each past its first chunk."""
+    made = []
+    for seed, text in ((7, TEXT), (8, "other words altogether, and more of them than before")):
+        with engine.open(picture(seed), seed=seed) as session:
+            made += take(session, chunks, text)
+    return media(made)
+
+
+@pytest.fixture(scope="module")
+def played(masked):
+    engine = built(RecordingPool)
+    return engine, speak(engine)
+
+
+def test_steps_played_back_with_no_python_in_between_give_the_same_media(played, masked):
+    engine, ours = played
+    expected = speak(built(LivePool))
+    # The same operators on the same numbers: every bit.
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+    steps = engine._pool.steps
+    # Recorded once each, within the first session, and played back ever after.
+    assert engine.stats().captures == len(steps) == len([step for step in steps if step.operations])
+    assert engine.stats().replays > 4 * len(steps)
+
+
+def test_what_was_recorded_asks_for_no_value_and_touches_fixed_tensors_alone(played):
+    engine, _ = played
+    known = {tensor.untyped_storage().data_ptr() for tensor in fixed_tensors(engine)}
+    for step in engine._pool.steps:
+        names = {operator.name().split("::")[1].split(".")[0] for operator, *_ in step.operations}
+        assert not names & FORBIDDEN
+        # Whatever a step reads that it has not made lies where it always lies.
+        assert {tensor.untyped_storage().data_ptr() for tensor in step.outside()} <= known
+
+
+def test_playing_back_shows_a_table_that_was_read_on_the_host(monkeypatch):
+    monkeypatch.setattr(attention_torch, "_attend_by_row", BY_ROW)
+    ours, expected = (speak(built(pool), chunks=2)[0] for pool in (RecordingPool, LivePool))
+    # As long as the table is that of the recording the media are the same; then they part.
+    assert torch.equal(ours[:32], expected[:32])
+    assert not torch.equal(ours, expected)
+
+
+def test_a_cpu_step_is_a_plain_call_that_is_counted():
+    pool, ran = GraphPool(torch.device("cpu")), []
+    step = pool.step(lambda: ran.append(1))
+    step()
+    step()
+    assert ran == [1, 1]
+    assert (pool.captures, pool.replays) == (0, 2)
+
+
+def test_nothing_moves_and_nothing_is_kept_with_time():
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    engine = build()
+    session = engine.open(picture())
+    list(session.speak(TEXT, max_seconds=2))
+    session.interrupt()
+    addresses, alive = [tensor.data_ptr() for tensor in fixed_tensors(engine)], tensors()
+    list(session.speak(TEXT, max_seconds=12))
+    session.interrupt()
+    assert [tensor.data_ptr() for tensor in fixed_tensors(engine)] == addresses
+    assert tensors() == alive
