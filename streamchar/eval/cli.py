@@ -61,7 +61,7 @@ def _short(
     from ..data.speech import Speaker
     from ..engine import StreamCharEngine
     from .align import Aligner
-    from .report import as_dict, markdown, rich_table, targets
+    from .report import as_dict, beside_teacher, markdown, rich_table, targets
     from .short import evaluate_short
     from .sources import Generated, GroundTruth, Item, RoundTrip, Source, choose_items
     from .wer import Recogniser, Sphinx, Whisper
@@ -97,6 +97,8 @@ def _short(
         "scores": as_dict(scores),
         "targets": {score.source: targets(score, scores[0]) for score in scores[2:]},
     }
+    if student is not None and teacher is not None:
+        result["targets"][scores[-1].source] |= beside_teacher(scores[-1], scores[-2])
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(markdown(scores), encoding="utf-8")
     console.print(rich_table(scores))

@@ -12,6 +12,8 @@ from .wer import WordErrors
 
 #: To be reached: word error rate above ground truth's, offset, share of its correlation, identity, speed.
 WER_MARGIN, OFFSET, CORRELATION, IDENTITY, RTF = 0.10, 1, 0.8, 0.95, 0.8
+#: By how much a student may fall short of its teacher on each score.
+TEACHER_SHARE = 0.15
 
 
 def as_dict(scores: Sequence[SourceScores]) -> list[dict[str, Any]]:
@@ -28,12 +30,7 @@ def as_dict(scores: Sequence[SourceScores]) -> list[dict[str, Any]]:
 
 def columns(scores: Sequence[SourceScores]) -> list[str]:
     """Return the heads of the table: one column a recogniser and kind of sentence, then the others."""
-    heard = [
-        f"WER {recogniser}, {kind}"
-        for recogniser, kinds in scores[0].wer.items()
-        for kind in kinds
-        if kind != "all" or len(kinds) == 2
-    ]
+    heard = [f"WER {recogniser}, {kind}" for recogniser, kinds in scores[0].wer.items() for kind in kinds]
     return [
         "source",
         *heard,
@@ -56,12 +53,7 @@ def rows(scores: Sequence[SourceScores]) -> list[list[str]]:
     return [
         [
             score.source,
-            *(
-                _wer(errors)
-                for kinds in score.wer.values()
-                for kind, errors in kinds.items()
-                if kind != "all" or len(kinds) == 2
-            ),
+            *(_wer(errors) for kinds in score.wer.values() for errors in kinds.values()),
             f"{score.aligned}/{score.clips}",
             f"{score.sync.offset:+d}" if score.sync else "-",
             _at_zero(score.sync),
@@ -115,6 +107,26 @@ def targets(score: SourceScores, truth: SourceScores) -> dict[str, bool]:
     met[f"identity at least {IDENTITY:.0%}"] = score.identity >= IDENTITY
     if score.rtf is not None:
         met[f"RTF below {RTF}"] = score.rtf < RTF
+    return met
+
+
+def beside_teacher(student: SourceScores, teacher: SourceScores) -> dict[str, bool]:
+    """Return on which scores a student stays within :data:`TEACHER_SHARE` of its teacher, relative to it.
+
+    Args:
+        student: scores of the few-step engine.
+        teacher: of the many-step one, from the same run.
+    """
+    within = f"within {TEACHER_SHARE:.0%} of the teacher's"
+    met = {
+        f"WER {recogniser} {within}": kinds["all"].rate
+        <= teacher.wer[recogniser]["all"].rate * (1 + TEACHER_SHARE)
+        for recogniser, kinds in student.wer.items()
+    }
+    if teacher.sync is not None:
+        least = teacher.sync.at_zero * (1 - TEACHER_SHARE)
+        met[f"correlation {within}"] = student.sync is not None and student.sync.at_zero >= least
+    met[f"identity {within}"] = student.identity >= teacher.identity * (1 - TEACHER_SHARE)
     return met
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from streamchar.data.character import Identity, Phone, animate, render
 from streamchar.data.sentences import training_sentences
-from streamchar.eval.report import as_dict, markdown, rich_table, targets
+from streamchar.eval.report import as_dict, beside_teacher, markdown, rich_table, targets
 from streamchar.eval.short import SHIFT, SourceScores, evaluate_short
 from streamchar.eval.sources import (
     FIRST_IDENTITY,
@@ -147,6 +147,13 @@ def test_targets_are_met_by_the_truth_and_missed_by_faults(scores: list[SourceSc
     assert all(targets(truth, truth).values())
     assert not targets(late, truth)["lips within 1 frame"]
     assert not targets(other, truth)["identity at least 95%"]
+
+
+def test_a_student_is_measured_by_its_teacher(scores: list[SourceScores]) -> None:
+    truth, _, late, other = scores
+    assert all(beside_teacher(truth, truth).values())
+    assert not beside_teacher(late, truth)["correlation within 15% of the teacher's"]
+    assert not beside_teacher(other, truth)["identity within 15% of the teacher's"]
 
 
 def test_the_report_is_json_and_a_table_with_a_column_a_source(scores: list[SourceScores]) -> None:
