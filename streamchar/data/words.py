@@ -14,10 +14,10 @@ _PLURAL_OES = frozenset({"potato", "tomato", "hero", "volcano", "mango", "buffal
 
 
 def sections(name: str) -> dict[str, list[str]]:
-    """Read a file of ``streamchar/data/text``: lines under [headings], without comments and blank lines."""
+    """Read a text file of this package: lines under [headings], without comments and blank lines."""
     found: dict[str, list[str]] = {}
     current = found.setdefault("", [])
-    for line in (files(__package__) / "text" / name).read_text(encoding="utf-8").splitlines():
+    for line in (files(__package__) / name).read_text(encoding="utf-8").splitlines():
         line = line.strip()
         if line.startswith("["):
             current = found.setdefault(line.strip("[]"), [])

@@ -1,0 +1,107 @@
+"""``streamchar eval``."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+app = typer.Typer(no_args_is_help=True, help="Score what the engine makes. Needs the extra eval.")
+
+
+@app.callback()
+def main() -> None:
+    """Keep ``short`` a command of its own, with others to come."""
+
+
+@app.command()
+def short(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Directory of the engine to score; ground truth alone without it.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Directory of the many-step engine it was made from.")
+    ] = None,
+    whisper: Annotated[
+        Path | None, typer.Option(help="Directory of Whisper weights for faster-whisper.")
+    ] = None,
+    sentences: Annotated[int, typer.Option(min=2, help="Half everyday ones, half never seen.")] = 50,
+    identities: Annotated[int, typer.Option(min=2, help="Characters to tell apart.")] = 32,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of a picture's side without a checkpoint.")] = 96,
+    seed: Annotated[int, typer.Option(help="Of sentences, motion and noise.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file; a table goes beside it.")] = Path(
+        "eval-short.json"
+    ),
+) -> None:
+    """Speak held-out sentences with every source and write word error rate, lip sync, identity and speed."""
+    console = Console()
+    try:
+        _short(checkpoint, teacher, whisper, sentences, identities, side, seed, out, console)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(1) from None
+
+
+def _short(
+    checkpoint: Path | None,
+    teacher: Path | None,
+    whisper: Path | None,
+    sentences: int,
+    identities: int,
+    side: int,
+    seed: int,
+    out: Path,
+    console: Console,
+) -> None:
+    # Each of these takes seconds, which other commands should not pay.
+    from ..data.speech import Speaker
+    from ..engine import StreamCharEngine
+    from .align import Aligner
+    from .report import as_dict, beside_teacher, markdown, rich_table, targets
+    from .short import evaluate_short
+    from .sources import Generated, GroundTruth, Item, RoundTrip, Source, choose_items
+    from .wer import Recogniser, Sphinx, Whisper
+
+    recognisers: list[Recogniser] = [Sphinx()]
+    if whisper is not None:
+        recognisers.append(Whisper(whisper))
+    student = StreamCharEngine.from_pretrained(checkpoint) if checkpoint else None
+    size = (student.preset.picture.height, student.preset.picture.width) if student else (side, side)
+    speaker = Speaker()
+    truth = GroundTruth(*size, speaker)
+    sources: list[Source] = [truth]
+    if student is not None:
+        sources.append(RoundTrip(truth, student.vae, student.vocoder))
+    if teacher is not None:
+        engine = StreamCharEngine.from_pretrained(teacher)
+        sources.append(Generated(f"teacher, {engine.preset.sampler.steps} steps", engine))
+    if student is not None:
+        sources.append(Generated(f"student, {student.preset.sampler.steps} steps", student))
+
+    def progress(items: Iterable[Item], name: str) -> Iterable[Item]:
+        return track(items, description=name, total=sentences, console=console, transient=True)
+
+    aligner = Aligner(speaker.tokenizer.g2p)
+    scores = evaluate_short(
+        sources, choose_items(sentences, identities, seed), recognisers, aligner, size, progress
+    )
+    result: dict[str, Any] = {
+        "sentences": sentences,
+        "identities": identities,
+        "seed": seed,
+        "size": list(size),
+        "scores": as_dict(scores),
+        "targets": {score.source: targets(score, scores[0]) for score in scores[2:]},
+    }
+    if student is not None and teacher is not None:
+        result["targets"][scores[-1].source] |= beside_teacher(scores[-1], scores[-2])
+    out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(markdown(scores), encoding="utf-8")
+    console.print(rich_table(scores))
+    for source, met in result["targets"].items():
+        for target, reached in met.items():
+            console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {source}: {target}")

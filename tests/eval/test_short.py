@@ -1,0 +1,201 @@
+"""The whole evaluation on media made up here: what each score reacts to, and how it is reported."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streamchar.data.character import Identity, Phone, animate, render
+from streamchar.data.sentences import training_sentences
+from streamchar.eval.report import as_dict, beside_teacher, markdown, rich_table, targets
+from streamchar.eval.short import SHIFT, SourceScores, evaluate_short
+from streamchar.eval.sources import (
+    FIRST_IDENTITY,
+    Clip,
+    Generated,
+    GroundTruth,
+    Item,
+    RoundTrip,
+    choose_items,
+    reference_frame,
+)
+from streamchar.eval.sync import shifted
+from tests.engine.small import SMALL, build
+
+SIZE = 48
+FRAMES = 64
+
+
+def phones(text: str) -> list[Phone]:
+    draw = np.random.default_rng(len(text))
+    ends = np.cumsum(draw.uniform(0.06, 0.2, 18))
+    symbols = draw.choice(list("ɑiuptmslkæO"), 18)
+    return [
+        Phone(str(s), float(a), float(b)) for s, a, b in zip(symbols, [0.1, *ends[:-1] + 0.1], ends + 0.1)
+    ]
+
+
+class Drawn:
+    """Draw what is asked for, with lips that may be late and a face that may be another's."""
+
+    truth = None
+
+    def __init__(self, name: str, late: int = 0, other: int = 0) -> None:
+        self.name, self.late, self.other = name, late, other
+
+    def make(self, item: Item) -> Clip:
+        pose = animate(phones(item.text), FRAMES, item.seed)[
+            shifted(np.arange(FRAMES), self.late).astype(int)
+        ]
+        identity = FIRST_IDENTITY + (item.identity - FIRST_IDENTITY + self.other) % 2
+        video = render(Identity.sample(identity), pose, SIZE, SIZE).permute(0, 2, 3, 1).numpy()
+        # The recogniser below reads the text off the first samples.
+        audio = np.zeros(FRAMES * 1000, np.float32)
+        audio[: len(item.text)] = [ord(character) for character in item.text]
+        return Clip(audio, video, phones(item.text) if not self.late else None, seconds=1.0)
+
+
+class Copied(Drawn):
+    """The same picture a little darker, as a codec might return it."""
+
+    def __init__(self) -> None:
+        super().__init__("copy")
+        self.truth = Drawn("truth")
+
+    def make(self, item: Item) -> Clip:
+        clip = self.truth.make(item)
+        return replace(clip, video=clip.video - (clip.video > 0).astype(np.uint8))
+
+
+class Reader:
+    """Hear every word but the last one of everyday sentences."""
+
+    name = "reader"
+
+    def transcribe(self, audio: np.ndarray) -> str:
+        text = "".join(chr(int(code)) for code in audio if code)
+        return text.rsplit(" ", 1)[0] if text in {item.text for item in ITEMS[::2]} else text
+
+
+class Known:
+    """Align to the phones that were drawn, but for one sentence."""
+
+    def align(self, audio: np.ndarray, text: str) -> list[Phone] | None:
+        return None if text == ITEMS[1].text else phones(text)
+
+
+ITEMS = choose_items(6, identities=2)
+
+
+@pytest.fixture(scope="module")
+def scores() -> list[SourceScores]:
+    sources = [Drawn("truth"), Copied(), Drawn("late", late=3), Drawn("other", other=1)]
+    return evaluate_short(sources, ITEMS, [Reader()], Known(), (SIZE, SIZE))
+
+
+def test_items_are_everyday_and_unseen_sentences_by_turns() -> None:
+    assert [item.kind for item in ITEMS] == ["everyday", "unseen"] * 3
+    assert choose_items(6, identities=2) == ITEMS
+    assert len({item.text for item in choose_items(100, 32)}) == 100
+    assert [item.kind for item in choose_items(5, 2)].count("everyday") == 3
+    assert {item.identity for item in ITEMS} == {FIRST_IDENTITY, FIRST_IDENTITY + 1}
+    texts = {item.text for item in choose_items(200, 32)}
+    assert texts.isdisjoint(training_sentences(20_000, seed=0))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        choose_items(0, 2)
+
+
+def test_word_errors_are_counted_by_kind_of_sentence(scores: list[SourceScores]) -> None:
+    errors = scores[0].wer["reader"]
+    assert errors["everyday"].deletions == errors["all"].deletions == 3
+    assert errors["unseen"].rate == 0
+    assert errors["all"].words == errors["everyday"].words + errors["unseen"].words
+
+
+def test_sync_finds_lips_that_are_late_and_its_own_control(scores: list[SourceScores]) -> None:
+    truth, _, late, _ = scores
+    assert truth.aligned == 5
+    assert truth.sync is not None
+    assert truth.sync_shifted is not None
+    assert truth.sync_mismatched is not None
+    assert (truth.sync.offset, truth.sync_shifted.offset) == (0, SHIFT)
+    assert truth.sync_mismatched.at_zero < truth.sync.at_zero / 2
+    assert late.sync is not None
+    assert late.sync.offset == 3
+    assert truth.sync_known is not None
+    assert late.sync_known is None
+
+
+def test_identity_tells_a_character_from_another(scores: list[SourceScores]) -> None:
+    assert (scores[0].identity, scores[0].identity_swapped) == (1.0, 0.0)
+    assert (scores[3].identity, scores[3].identity_swapped) == (0.0, 1.0)
+
+
+def test_pictures_are_compared_where_there_is_something_to_compare_with(scores: list[SourceScores]) -> None:
+    assert scores[0].psnr is None
+    assert scores[1].psnr == pytest.approx(20 * np.log10(255), abs=0.1)
+    assert scores[1].ssim == pytest.approx(1, abs=0.01)
+
+
+def test_speed_is_seconds_of_computing_for_a_second_of_media(scores: list[SourceScores]) -> None:
+    assert scores[0].rtf == pytest.approx(24 / FRAMES)
+
+
+def test_targets_are_met_by_the_truth_and_missed_by_faults(scores: list[SourceScores]) -> None:
+    truth, _, late, other = scores
+    assert all(targets(truth, truth).values())
+    assert not targets(late, truth)["lips within 1 frame"]
+    assert not targets(other, truth)["identity at least 95%"]
+
+
+def test_a_student_is_measured_by_its_teacher(scores: list[SourceScores]) -> None:
+    truth, _, late, other = scores
+    assert all(beside_teacher(truth, truth).values())
+    assert not beside_teacher(late, truth)["correlation within 15% of the teacher's"]
+    assert not beside_teacher(other, truth)["identity within 15% of the teacher's"]
+
+
+def test_the_report_is_json_and_a_table_with_a_column_a_source(scores: list[SourceScores]) -> None:
+    found = json.loads(json.dumps(as_dict(scores)))
+    assert found[0]["wer"]["reader"]["unseen"]["rate"] == 0
+    lines = markdown(scores).splitlines()
+    assert lines[0] == "| source | truth | copy | late | other |"
+    assert lines[1] == "| --- | --- | --- | --- | --- |"
+    assert "| lips late by | +0 | +0 | +3 | +0 |" in lines
+    assert len(rich_table(scores).columns) == 5
+
+
+class Hum:
+    """A voice for want of the synthesiser."""
+
+    def say(self, text: str, seed: int = 0) -> object:
+        class Said:
+            audio = np.full(30_500, 0.1, np.float32)
+            symbols = "ɑm"
+            ends = np.asarray([0.5, 1.2], np.float32)
+
+        return Said()
+
+
+def test_truth_and_round_trip_are_clips_of_one_length_and_size() -> None:
+    truth = GroundTruth(32, 32, Hum())
+    engine = build()
+    original = truth.make(ITEMS[0])
+    returned = RoundTrip(truth, engine.vae, engine.vocoder).make(ITEMS[0])
+    # 30 500 samples are 31 frames; the next whole latent ends at 32, the pause at 40.
+    assert original.video.shape == returned.video.shape == (40, 32, 32, 3)
+    assert original.audio.shape == returned.audio.shape == (40_000,)
+    assert truth.make(ITEMS[0]) is original
+
+
+def test_an_engine_is_a_source_that_says_how_long_it_took() -> None:
+    clip = Generated("random", build()).make(replace(ITEMS[0], text="Hi."))
+    assert len(clip.audio) == 1000 * len(clip.video) > 0
+    assert clip.video.shape[1:] == (SMALL.picture.height, SMALL.picture.width, 3)
+    assert clip.seconds is not None
+    assert clip.seconds > 0
+
+
+def test_a_reference_is_the_neutral_picture() -> None:
+    assert reference_frame(5, 32, 48).shape == (32, 48, 3)
