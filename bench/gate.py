@@ -31,9 +31,9 @@ SESSION_FIGURES = (
     "programs compiled after warm-up",
     "steps run for a chunk",
 )
-#: What is aimed at, by kind of device: reported, not judged. On a CPU both sides run the same operations, so a
-#: lead is the work saved: of the tiny preset, 4 x (320 + 612 tokens) against 4 x 320 + 288, weighted by their
-#: attention, comes to 1.96 for the memory alone. Recomputing everything means the prefix as well.
+#: What is aimed at, by kind of device: reported, not judged. On a CPU both sides run the same operations, so
+#: a lead is the work saved: of the tiny preset, 4 x (320 + 612 tokens) against 4 x 320 + 288, weighted by
+#: their attention, comes to 1.96 for the memory alone. Recomputing everything means the prefix as well.
 TARGETS = {
     "cpu": {"rtf": 0.8, "first media s": 2.0, "eager-prefix": 2.0},
     "cuda": {"denoise s": 0.25, "chunk p99 s": 0.6, "compiled": 2.0},

@@ -13,7 +13,7 @@ from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_bat
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 
-CONFIG = LoopConfig(steps=1200, lr=1e-3, batch=8, matrix_lr=0.02, warmup=30, ema=0.998)
+CONFIG = LoopConfig(steps=420, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.98)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
 
