@@ -5,7 +5,7 @@ several noisy versions of its chunks are denoised against it, which shares the c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from rich.progress import track
@@ -117,6 +117,10 @@ class JointBatch:
     motion: Tensor
     video: Tensor
     valid: Tensor
+
+    def to(self, device: torch.device) -> "JointBatch":
+        """Return the batch on a device."""
+        return JointBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
 
 def joint_batch(

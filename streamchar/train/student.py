@@ -76,7 +76,9 @@ class StudentStage(Stage):
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step of the student and, once distributions are matched, one of its score."""
-        batch = joint_batch(self.preset, self.corpus, self.audio, self.video, self.config.batch, generator)
+        batch = joint_batch(
+            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
+        ).to(self.device)
         given = unsure(batch, generator)
         loss = anchor = self._regression(batch, given, generator)
         logged = {"anchor": float(anchor)}
@@ -111,13 +113,17 @@ class StudentStage(Stage):
 
     def _noise(self, batch: JointBatch, generator: torch.Generator) -> Pair:
         video, audio = batch.video.shape, batch.speech.audio.shape
-        return torch.randn(video, generator=generator), torch.randn(audio, generator=generator)
+        noise = torch.randn(video, generator=generator), torch.randn(audio, generator=generator)
+        return noise[0].to(self.device), noise[1].to(self.device)
+
+    def _level(self, count: int, index: int) -> Tensor:
+        return torch.full((count,), self.levels[index], device=self.device)
 
     def _regression(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss at the student's own noise levels, one drawn for each row."""
         steps = self.preset.sampler.steps
         chosen = torch.randint(steps, (len(batch.video),), generator=generator)
-        sigma = torch.tensor(self.levels)[chosen]
+        sigma = torch.tensor(self.levels)[chosen].to(self.device)
         noise, clean = self._noise(batch, generator), (batch.video, batch.speech.audio)
         x = interpolate(clean[0], noise[0], sigma), interpolate(clean[1], noise[1], sigma)
         v = self._velocity("student", batch, given, x, sigma)
@@ -130,15 +136,15 @@ class StudentStage(Stage):
         x = self._noise(batch, generator)
         with torch.no_grad():
             for index in range(last):
-                sigma = torch.full((count,), self.levels[index])
+                sigma = self._level(count, index)
                 clean = self._clean("student", batch, given, x, sigma, committed=index > 0)
-                following = torch.full((count,), self.levels[index + 1])
+                following = self._level(count, index + 1)
                 noise = self._noise(batch, generator)
                 x = interpolate(clean[0], noise[0], following), interpolate(clean[1], noise[1], following)
-        return self._clean("student", batch, given, x, torch.full((count,), self.levels[last]))
+        return self._clean("student", batch, given, x, self._level(count, last))
 
     def _matching(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
-        sigma = draw_sigmas((len(batch.video),), generator).clamp(0.02, 0.98)
+        sigma = draw_sigmas((len(batch.video),), generator).clamp(0.02, 0.98).to(self.device)
         noise = self._noise(batch, generator)
         with torch.no_grad():
             x = interpolate(made[0], noise[0], sigma), interpolate(made[1], noise[1], sigma)
@@ -147,7 +153,7 @@ class StudentStage(Stage):
         return torch.stack(losses).sum()
 
     def _score_loss(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
-        sigma = draw_sigmas((len(batch.video),), generator)
+        sigma = draw_sigmas((len(batch.video),), generator).to(self.device)
         noise = self._noise(batch, generator)
         x = interpolate(made[0], noise[0], sigma), interpolate(made[1], noise[1], sigma)
         v = self._velocity("score", batch, given, x, sigma)

@@ -13,7 +13,7 @@ from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_bat
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 
-CONFIG = LoopConfig(steps=420, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.98)
+CONFIG = LoopConfig(steps=760, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.98)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
 
@@ -57,7 +57,9 @@ class TeacherStage(Stage):
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
-        batch = joint_batch(self.preset, self.corpus, self.audio, self.video, self.config.batch, generator)
+        batch = joint_batch(
+            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
+        ).to(self.device)
         losses = flow_losses(self.model, self.memory, batch, generator)
         norm = self.trained["joint"].update(losses["video"] + AUDIO_WEIGHT * losses["audio"], step)
         self.memory.detach_()
@@ -68,10 +70,11 @@ def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tenso
     """Return progress and history as a session knows them, not quite right."""
     speech = batch.speech
     count = len(speech.progress)
-    jitter = torch.randn(count, generator=generator) * PROGRESS_NOISE
+    device = speech.progress.device
+    jitter = torch.randn(count, generator=generator).to(device) * PROGRESS_NOISE
     progress = (speech.progress + jitter).clamp(min=0).minimum(speech.text_lengths.float())
     level = torch.rand((count, 1, 1), generator=generator) * HISTORY_NOISE
-    history = speech.history + level * torch.randn(speech.history.shape, generator=generator)
+    history = speech.history + (level * torch.randn(speech.history.shape, generator=generator)).to(device)
     return progress, history
 
 
@@ -80,13 +83,13 @@ def flow_losses(
 ) -> dict[str, Tensor]:
     """Return the flow-matching losses of both modalities."""
     count = len(batch.video)
-    sigmas = draw_sigmas((count, DRAWS), generator)
+    sigmas = draw_sigmas((count, DRAWS), generator).to(batch.video.device)
     progress, history = unsure(batch, generator)
     targets: list[tuple[Tensor, Tensor]] = []
     noisy: list[tuple[Tensor, Tensor]] = []
     for draw in range(DRAWS):
         clean = batch.video, batch.speech.audio
-        noise = tuple(torch.randn(each.shape, generator=generator) for each in clean)
+        noise = tuple(torch.randn(each.shape, generator=generator).to(each.device) for each in clean)
         targets.append((noise[0] - clean[0], noise[1] - clean[1]))
         noisy.append(
             (
