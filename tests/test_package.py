@@ -99,8 +99,9 @@ def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> No
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".json", ".typed")
     }
-    for folder in ("streamchar/data/text", "streamchar/weights"):
-        expected |= {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
+    texts = [path for folder in ("data", "eval") for path in (ROOT / "streamchar" / folder).glob("*.txt")]
+    weights = [path for path in (ROOT / "streamchar" / "weights").rglob("*") if path.is_file()]
+    expected |= {path.relative_to(ROOT).as_posix() for path in (*texts, *weights)}
     assert names == expected
     assert {"streamchar/py.typed", "streamchar/kernels/py.typed"} <= names
     assert any(name.startswith("streamchar/kernels/") and name.endswith(".json") for name in names)

@@ -316,8 +316,8 @@ def test_a_pacer_keeps_generation_one_chunk_ahead_of_playback():
 def test_an_engine_without_rows_or_weights_is_refused():
     with pytest.raises(ValueError, match="max_sessions must be at least 1, got 0"):
         build(max_sessions=0)
-    with pytest.raises(ValueError, match="random_weights=True"):
-        StreamCharEngine.from_preset("tiny", random_weights=False)
+    with pytest.raises(CheckpointError, match="random_weights=True"):
+        StreamCharEngine.from_preset("5b")
 
 
 def test_a_saved_engine_speaks_as_before(tmp_path):
