@@ -1,8 +1,7 @@
 """Momentum with orthogonalised updates, for the matrices of a network.
 
 Every direction of a weight's update gets the same size, so that the faint ones that carry detail are learned
-as fast as the strong ones. For the video VAE a hundred steps brought on eight pictures what AdamW did not
-reach in a thousand on many (26.4 dB against 20.5 dB after the same hundred).
+as fast as the strong ones; the video VAE learned blurs for hundreds of steps without it.
 
 Source: Muon, arXiv 2502.16982; the quintic iteration and its coefficients, Jordan et al. 2024.
 """
