@@ -6,6 +6,7 @@ One clock: 24 video frames and 24 000 audio samples a second, so 1000 samples an
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
 
 from .codecs.config import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD, VaeConfig, VocoderConfig
 from .config_checks import ConfigError, require, require_positive
@@ -243,29 +244,33 @@ class OrchestratorConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The few-step schedule.
+    """The schedule and the kind of its steps.
 
     Attributes:
         sigmas: noise level at the start of each step, falling from 1; the last step ends at 0.
+        mode: ``"renoise"`` predicts the clean latents and adds fresh noise, for the few-step student;
+            ``"euler"`` follows the velocity, for the teacher.
     """
 
     sigmas: tuple[float, ...] = (1.0, 0.9375, 0.8333, 0.625)
+    mode: Literal["renoise", "euler"] = "renoise"
 
     def __post_init__(self) -> None:
+        require(self.mode in ("renoise", "euler"), "mode", "'renoise' or 'euler'", repr(self.mode))
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:]))
         ok = bool(self.sigmas) and self.sigmas[0] == 1.0 and falling and self.sigmas[-1] > 0
         require(ok, "sigmas", "falling from 1 and above 0", self.sigmas)
 
     @classmethod
     def shifted(cls, steps: int, shift: float = 5.0) -> "SamplerConfig":
-        """Return ``steps`` levels, even in t and warped to ``shift * t / (1 + (shift - 1) * t)``.
+        """Return ``steps`` Euler steps, even in t and warped to ``shift * t / (1 + (shift - 1) * t)``.
 
         The warp of arXiv 2403.03206 section 5.3.2; the teacher takes 50 of these.
         """
         require(steps > 0, "steps", "a positive integer", steps)
         require(shift > 0, "shift", "above 0", shift)
         times = [1 - index / steps for index in range(steps)]
-        return cls(tuple(shift * t / (1 + (shift - 1) * t) for t in times))
+        return cls(tuple(shift * t / (1 + (shift - 1) * t) for t in times), "euler")
 
     @property
     def steps(self) -> int:

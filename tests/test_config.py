@@ -71,6 +71,11 @@ def test_nine_latent_frames_keep_the_segments_in_proportion():
 def test_the_student_schedule_is_the_shifted_one():
     shifted = [5 * t / (1 + 4 * t) for t in (1.0, 0.75, 0.5, 0.25)]
     assert SamplerConfig().sigmas == pytest.approx(shifted, abs=5e-5)
+
+
+def test_a_sampler_knows_its_kinds_of_steps():
+    with pytest.raises(ConfigError, match="mode must be 'renoise' or 'euler', got 'heun'"):
+        SamplerConfig(mode="heun")
     assert SamplerConfig().steps == 4
 
 
