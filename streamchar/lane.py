@@ -148,6 +148,10 @@ class Lane:
         """Append the sound of the chunk that was denoised last to the audio history."""
         self._remember()
 
+    def refresh(self) -> None:
+        """Take up weights that have changed, as training changes them between chunks."""
+        self._denoiser.set_schedule(self.dit.preset.sampler)
+
     def warm_up(self) -> None:
         """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
         self.prefill()
