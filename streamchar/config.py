@@ -106,8 +106,8 @@ class ChunkConfig:
     Attributes:
         latent_frames: latent frames denoised together, T.
         reference_latents: latents of the reference image.
-        sink_latents: latents of the first chunk kept as a visual anchor.
-        motion_latents: latents of the chunk just finished.
+        sink_latents: latents of the first chunk kept as a visual anchor; 0 for none.
+        motion_latents: latents of the chunk just finished; 0 for none.
     """
 
     latent_frames: int = 8
@@ -116,17 +116,12 @@ class ChunkConfig:
     motion_latents: int = 8
 
     def __post_init__(self) -> None:
-        require_positive(self, "latent_frames", "reference_latents", "sink_latents", "motion_latents")
+        require_positive(self, "latent_frames", "reference_latents")
+        limit = f"a whole number between 0 and latent_frames = {self.latent_frames}"
         for name in ("sink_latents", "motion_latents"):
             value = getattr(self, name)
-            limit = f"at most latent_frames = {self.latent_frames}"
-            require(
-                value <= self.latent_frames,
-                name,
-                limit,
-                value,
-                "it is cut from one chunk; raise latent_frames",
-            )
+            ok = isinstance(value, int) and 0 <= value <= self.latent_frames
+            require(ok, name, limit, repr(value), "it is cut from one chunk; raise latent_frames")
 
 
 @dataclass(frozen=True)
@@ -375,7 +370,7 @@ class Preset:
         require(latent_frames > 0, "latent_frames", "a positive integer", latent_frames)
 
         def scaled(latents: int) -> int:
-            return max(1, round(latents * latent_frames / self.chunk.latent_frames))
+            return max(min(latents, 1), round(latents * latent_frames / self.chunk.latent_frames))
 
         chunk = replace(
             self.chunk,

@@ -115,8 +115,10 @@ class Lane:
         self._latents: dict[Role, torch.Tensor] = {
             "reference": buffers.reference,
             "sink": x_video[:, : chunk.sink_latents],
-            "motion": x_video[:, -chunk.motion_latents :],
+            "motion": x_video[:, chunk.latent_frames - chunk.motion_latents :],
         }
+        # There is no graph of nothing.
+        self._latents = {role: latents for role, latents in self._latents.items() if latents.shape[1]}
         self._prefill, self._draw = pool.step(self._run_prefill), pool.step(self._run_draw)
         self._denoise = [pool.step(partial(self._run_step, index)) for index in range(self.steps)]
         self._commit = {role: pool.step(partial(self._run_commit, role)) for role in self._latents}
@@ -139,10 +141,12 @@ class Lane:
     def commit(self, role: Role) -> None:
         """Write keys and values of reference, sink or motion into the memory; see :meth:`JointDiT.commit`.
 
-        Sink and motion are the first and the last latents of the chunk that was denoised last.
+        Sink and motion are the first and the last latents of the chunk that was denoised last; where the
+        preset keeps none of them nothing is done.
         """
-        with span(role):
-            self._commit[role]()
+        if role in self._commit:
+            with span(role):
+                self._commit[role]()
 
     def remember(self) -> None:
         """Append the sound of the chunk that was denoised last to the audio history."""

@@ -6,6 +6,9 @@ those before, and every chunk is made again from scratch: conditioning recompute
 new memory, the orchestrator as one full pass, the decoders in one piece over the whole clip.
 """
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from streamchar.kernels import sampler_noise, sampler_step
@@ -15,14 +18,14 @@ from streamchar.orchestrator import append_history
 from streamchar.sampler import Denoiser
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 
-CHUNKS = 8
+T = SMALL.chunk.latent_frames
 #: The bound of one chunk in test_model.py, and half as much for what seven chunks before it hand on.
 GROWTH = 60.0
 
 
 def from_scratch(engine, reference, seed, windows):
     """Make the chunks again, remembering nothing but finished latents."""
-    preset, dit, orchestrator = SMALL, engine.dit, engine.orchestrator
+    preset, dit, orchestrator = engine.preset, engine.dit, engine.orchestrator
     denoiser = Denoiser(dit)
     latent = engine.vae.encode_image(reference[None])
     history = torch.zeros((1, preset.history_tokens, preset.dit.audio_channels))
@@ -41,8 +44,10 @@ def from_scratch(engine, reference, seed, windows):
             given = {"reference": latent[:, None]}
             if video:
                 given |= {"sink": video[0][:, : preset.chunk.sink_latents]}
-                given |= {"motion": video[-1][:, -preset.chunk.motion_latents :]}
+                given |= {"motion": video[-1][:, T - preset.chunk.motion_latents :]}
             for role, latents in given.items():
+                if not latents.shape[1]:
+                    continue
                 dit.commit(role, latents, denoiser.modulation, memory)
                 memory.set_valid(0, **{role: True})
             sigma = denoiser.sigmas[step].expand(1)
@@ -58,8 +63,12 @@ def from_scratch(engine, reference, seed, windows):
     return frames, samples
 
 
-def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
-    engine = build()
+@pytest.mark.parametrize(
+    ("sink", "motion", "chunks"), [(T, T, 8), (0, T, 3), (T, 0, 3), (0, 0, 3), (1, 1, 3)]
+)
+def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, sink, motion, chunks):
+    kept = replace(SMALL.chunk, sink_latents=sink, motion_latents=motion)
+    engine = build(config=replace(SMALL, chunk=kept))
     lane, windows = engine._passes.rows[0].lane, []
     draw = lane.draw
 
@@ -69,8 +78,8 @@ def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
 
     monkeypatch.setattr(lane, "draw", recorded)
     with engine.open(picture(), seed=7) as session:
-        video, audio = media(take(session, CHUNKS, " ".join([TEXT] * 4)))
-    assert len(windows) == CHUNKS
+        video, audio = media(take(session, chunks, " ".join([TEXT] * 4)))
+    assert len(windows) == chunks
     with torch.no_grad():
         frames, samples = from_scratch(engine, picture(), 7, windows)
     assert_close(audio, samples, torch.float32, GROWTH)
