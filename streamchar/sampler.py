@@ -61,9 +61,11 @@ class Denoiser:
         Raises:
             KernelArgumentError: the number of steps or their mode differs.
         """
-        require(config.mode == self.mode, "config.mode", repr(self.mode), config.mode, "make another Denoiser")
-        limit = f"a schedule of {self.steps} steps"
-        require(config.steps == self.steps, "config", limit, config.steps, "make another Denoiser")
+        remedy = "make another Denoiser"
+        require(config.mode == self.mode, "config.mode", repr(self.mode), config.mode, remedy)
+        require(
+            config.steps == self.steps, "config", f"a schedule of {self.steps} steps", config.steps, remedy
+        )
         self.sigmas.copy_(torch.tensor((*config.sigmas, 0.0), dtype=torch.float32))
         self.modulation.copy_(self.model.modulation(self.sigmas[:-1]))
 

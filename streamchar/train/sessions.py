@@ -16,6 +16,7 @@ from ..capture import GraphPool
 from ..config import Preset
 from ..lane import ChunkBuffers, Lane
 from ..memory import KVMemory
+from ..pointer import PlannedPointer
 from ..text import TextWindow, Tokenizer
 from .batches import SpeechBatch
 from .joint import JointBatch, JointModel
@@ -50,6 +51,7 @@ class SessionBatch:
         batch: sessions.
         device: where the model is.
         sink: whether chunks see the first one.
+        pointer: whether the model's pointer says where the speech has come to; else the plan of durations.
     """
 
     def __init__(
@@ -60,12 +62,15 @@ class SessionBatch:
         batch: int,
         device: torch.device,
         sink: bool = True,
+        pointer: bool = True,
     ) -> None:
+        self._planned = None if pointer else PlannedPointer(preset.audio_tokens)
         self.preset, self._tokenizer, self._batch, self._sink_used = preset, tokenizer, batch, sink
         self._memory = KVMemory(preset, batch, device, model.dit.table.dtype)
         self._buffers = ChunkBuffers.zeros(preset, batch, device)
         state = model.orchestrator.new_state(batch)
-        self._lane = Lane(model.dit, model.orchestrator, self._memory, state, self._buffers, GraphPool(device))
+        parts = self._memory, state, self._buffers, GraphPool(device)
+        self._lane = Lane(model.dit, model.orchestrator, *parts)
         self._windows: list[TextWindow] = []
         self._tokens: list[list[int]] = []
         self._heard: list[Tensor] = []
@@ -125,7 +130,7 @@ class SessionBatch:
             lane.denoise(index)
         batch.video.copy_(buffers.x_video)
         batch.speech.audio.copy_(buffers.x_audio)
-        said = buffers.position.clone()
+        said = self._said()
         self._take_in(said)
         return RolledOut(batch, x, last, said, origins)
 
@@ -170,6 +175,15 @@ class SessionBatch:
             torch.empty_like(buffers.x_video),
             valid.expand(self._batch, 3),
         )
+
+    def _said(self) -> Tensor:
+        position = self._buffers.position
+        if self._planned is None:
+            return position.clone()
+        state = self._lane.state
+        # It looks at the plan alone; the other arguments have shapes to give.
+        conditions = position[..., None]
+        return self._planned.locate(conditions, state.pointer_keys, state.text_lengths, state.prior)
 
     def _take_in(self, said: Tensor) -> None:
         buffers, lane, chunk = self._buffers, self._lane, self.preset.chunk

@@ -16,7 +16,7 @@ from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
 
 #: Recordings that are drawn and encoded, each with an identity of its own.
-VIDEOS = 400
+VIDEOS = 700
 
 
 class Workshop:

@@ -13,7 +13,7 @@ from .loop import LoopConfig, Stage, Trained
 
 CONFIG = LoopConfig(steps=3900, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
 #: Latents of a clip after its first. Short clips show more faces for the same work; every second step takes
-#: longer ones, whose convolutions see their whole past. With none above 4, pictures lost 8 dB within 10 latents.
+#: longer ones, whose convolutions see their whole past: with none above 4, pictures lost 8 dB within 10.
 LATENTS, LONG_LATENTS, LONG_EVERY = 1, 12, 2
 #: Clips that open with the reference image, as sessions do.
 OPENING = 0.5
