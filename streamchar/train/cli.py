@@ -18,7 +18,8 @@ app = typer.Typer(add_completion=False)
 DIRECTORY = Path("~/.cache/streamchar")
 
 StageName = Annotated[
-    str, typer.Argument(help="data, vocoder, vae, orchestrator, teacher, student; or export, curves.")
+    str,
+    typer.Argument(help="data, vocoder, vae, orchestrator, aligner, teacher, student; or export, curves."),
 ]
 Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
 

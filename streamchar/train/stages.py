@@ -11,7 +11,8 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
-from . import orchestrator, student, teacher, vae, vocoder
+from . import aligner, orchestrator, student, teacher, vae, vocoder
+from .aligner import FrameClassifier
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
 
@@ -40,6 +41,7 @@ class Workshop:
             "vocoder": (vocoder.CONFIG, self._vocoder),
             "vae": (vae.CONFIG, self._vae),
             "orchestrator": (orchestrator.CONFIG, self._orchestrator),
+            "aligner": (aligner.CONFIG, self._aligner),
             "teacher": (teacher.CONFIG, self._teacher),
             "student": (student.CONFIG, self._student),
         }
@@ -80,6 +82,12 @@ class Workshop:
         averaged(self.runs, "vae", {"vae": codec})
         return codec
 
+    def aligner(self) -> FrameClassifier:
+        """Return the trained network that tells tokens from audio latents."""
+        classifier = FrameClassifier.from_preset(self.preset)
+        averaged(self.runs, "aligner", {"aligner": classifier})
+        return classifier
+
     def joint(self, stage: str) -> JointModel:
         """Return the joint model of a trained stage, ``"teacher"`` or ``"student"``."""
         model = JointModel(self.preset)
@@ -119,6 +127,9 @@ class Workshop:
 
     def _orchestrator(self, config: LoopConfig) -> Stage:
         return orchestrator.OrchestratorStage(self.preset, self.corpus(), self.audio(), self.device, config)
+
+    def _aligner(self, config: LoopConfig) -> Stage:
+        return aligner.AlignerStage(self.preset, self.corpus(), self.audio(), self.device, config)
 
     def _teacher(self, config: LoopConfig) -> Stage:
         speech = orchestrator.SpeechModel(self.preset)

@@ -34,6 +34,7 @@ LOGGED = {
     "vocoder": {"spectral", "judged", "fooled", "features", "norm"},
     "vae": {"pixels", "edges", "size", "psnr", "norm"},
     "orchestrator": {"flow", "pointer", "durations", "norm"},
+    "aligner": {"entropy", "norm"},
     "teacher": {"video", "audio", "norm"},
     "student": {"anchor", "matching", "score", "norm"},
 }
