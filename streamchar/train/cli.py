@@ -19,7 +19,10 @@ DIRECTORY = Path("~/.cache/streamchar")
 
 StageName = Annotated[
     str,
-    typer.Argument(help="data, vocoder, vae, orchestrator, aligner, teacher, student; or export, curves."),
+    typer.Argument(
+        help="data, vocoder, vae, orchestrator, aligner, teacher, student, rollout (or rollout-without-sink, "
+        "rollout-without-pointer); or export, curves."
+    ),
 ]
 Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
 
@@ -32,7 +35,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
     steps: Annotated[int | None, typer.Option(help="In all, instead of the stage's own number.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    of: Annotated[str, typer.Option(help="Stage to export: teacher or student.")] = "student",
+    of: Annotated[str, typer.Option(help="Stage to export: teacher, student or a rollout.")] = "rollout",
     out: Annotated[Path, typer.Option(help="Where export writes.")] = Path("streamchar/weights/tiny"),
 ) -> None:
     """Train a stage, going on where it was left. Exit 1 when it cannot."""

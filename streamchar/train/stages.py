@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
-from . import aligner, orchestrator, student, teacher, vae, vocoder
+from . import aligner, orchestrator, rollout, student, teacher, vae, vocoder
 from .aligner import FrameClassifier
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
@@ -44,6 +45,11 @@ class Workshop:
             "aligner": (aligner.CONFIG, self._aligner),
             "teacher": (teacher.CONFIG, self._teacher),
             "student": (student.CONFIG, self._student),
+            "rollout": (rollout.CONFIG, self._rollout),
+            **{
+                f"rollout-without-{part}": (rollout.CONFIG, partial(self._rollout, without=part))
+                for part in rollout.PARTS
+            },
         }
 
     @property
@@ -89,7 +95,7 @@ class Workshop:
         return classifier
 
     def joint(self, stage: str) -> JointModel:
-        """Return the joint model of a trained stage, ``"teacher"`` or ``"student"``."""
+        """Return the joint model of a trained stage: the teacher, the student, or one of the rollouts."""
         model = JointModel(self.preset)
         averaged(self.runs, stage, {"joint": model})
         return model
@@ -141,3 +147,10 @@ class Workshop:
     def _student(self, config: LoopConfig) -> Stage:
         data = self.corpus(), self.audio(), self.video()
         return student.StudentStage(self.preset, *data, self.joint("teacher"), self.device, config)
+
+    def _rollout(self, config: LoopConfig, without: str | None = None) -> Stage:
+        data = self.corpus(), self.audio(), self.video()
+        score = JointModel(self.preset)
+        averaged(self.runs, "student", {"score": score})
+        models = self.joint("teacher"), self.joint("student"), score, self.aligner()
+        return rollout.RolloutStage(self.preset, *data, *models, self.device, config, without)

@@ -37,6 +37,9 @@ LOGGED = {
     "aligner": {"entropy", "norm"},
     "teacher": {"video", "audio", "norm"},
     "student": {"anchor", "matching", "score", "norm"},
+    "rollout": {"matching", "anchor", "pointer", "off", "score", "norm", "chunks"},
+    "rollout-without-sink": {"matching", "anchor", "pointer", "off", "score", "norm", "chunks"},
+    "rollout-without-pointer": {"matching", "anchor", "off", "score", "norm", "chunks"},
 }
 
 
