@@ -152,5 +152,5 @@ class Workshop:
         data = self.corpus(), self.audio(), self.video()
         score = JointModel(self.preset)
         averaged(self.runs, "student", {"score": score})
-        models = self.joint("teacher"), self.joint("student"), score, self.aligner()
-        return rollout.RolloutStage(self.preset, *data, *models, self.device, config, without)
+        models = self.joint("teacher"), self.joint("student"), score
+        return rollout.RolloutStage(self.preset, *data, *models, self.aligner(), self.device, config, without)
