@@ -1,6 +1,24 @@
 """Say how many tokens of a text have been said at the end of each frame of generated audio latents.
 
 A small network tells which tokens sound in a frame; a search finds the path through the text that fits best.
+
+The network learns the share of each frame that each token takes, by cross-entropy on known times. The other way,
+CTC loss on the same network, tells less: one token a frame is too few where three end in two frames. Both took
+1000 steps (65 and 81 seconds of one core); CTC had the usual blanks, a search over the same kind of path and its
+mean delay taken out. Absolute errors, median and 95th percentile, on the 59 recordings that are held out:
+
+| latents | tokens, cross-entropy | tokens, CTC | frames, cross-entropy | frames, CTC |
+| --- | --- | --- | --- | --- |
+| clean | 0.05, 0.25 | 0.32, 1.15 | 0.11, 0.39 | 0.43, 1.97 |
+| noise of 0.3 | 0.05, 0.27 | 0.32, 1.14 | 0.12, 0.41 | 0.43, 1.92 |
+| 10 % slower | 0.06, 0.30 | 0.31, 1.13 | 0.15, 0.50 | 0.47, 2.00 |
+| 10 % faster | 0.08, 0.41 | 0.37, 1.24 | 0.15, 0.53 | 0.45, 1.99 |
+| word missing in the text | 0.05, 0.48 | 0.34, 1.18 | 0.12, 0.47 | 0.43, 2.54 |
+| word missing in the audio | 0.05, 0.29 | 0.33, 1.19 | 0.12, 0.60 | 0.43, 2.11 |
+
+``python -m streamchar.train.aligner_errors`` measures the one that was kept. The last frame of a piece that
+ends in the middle of the text has no frames after it to go by: 0.33, 1.36 tokens. Align a piece with as much of
+what follows as there is.
 """
 
 from collections.abc import Sequence
@@ -12,9 +30,10 @@ from torch import Tensor, nn
 
 from ..config import Preset
 from ..data.corpus import Corpus
+from ..durations import TYPICAL
 from .loop import LoopConfig, Stage, Trained
 
-CONFIG = LoopConfig(steps=600, lr=2e-3, batch=32, matrix_lr=0.01, warmup=50, ema=0.99)
+CONFIG = LoopConfig(steps=1000, lr=2e-3, batch=32, matrix_lr=0.01, warmup=50, ema=0.99)
 #: Frames of an example.
 WINDOW = 96
 #: Noise on the latents, at most: what a student says is not clean.
@@ -28,7 +47,7 @@ WIDTH, BLOCKS, KERNEL = 112, 5, 5
 
 # Of the search, natural logarithms. A token that is passed over; silence in the middle of a token; the least
 # that a frame can say for a token, so that a few odd frames do not outweigh the text around them.
-_SKIP, _PAUSE, _FLOOR = 2.5, 1.0, -6.0
+_SKIP, _PAUSE, _FLOOR = 2.0, 1.0, -6.0
 #: Frames that a token takes which the search passed over.
 _SKIPPED_FRAMES = 0.6
 
@@ -67,7 +86,8 @@ class FrameClassifier(nn.Module):
         for norm, conv, mix in zip(self.norms, self.convs, self.mixes, strict=True):
             inner = norm(x.transpose(1, 2)).transpose(1, 2)
             x = x + mix(nn.functional.gelu(conv(inner)))
-        return self.out(self.norm(x.transpose(1, 2))).float().log_softmax(-1)
+        logits: Tensor = self.out(self.norm(x.transpose(1, 2)))
+        return logits.float().log_softmax(-1)
 
 
 class Timeline:
@@ -246,8 +266,8 @@ def _knots(
     half = np.minimum((new - old - 1) * _SKIPPED_FRAMES / 2, np.minimum(room[:-1], room[1:]))
     last = float(path[-1]) - 1
     if 0 < path[-1] <= tokens:
-        run = bounds[-1] - bounds[-2]
-        last += run / (run + 1)
+        # Nothing says how long the token that the audio ends in goes on.
+        last += min((bounds[-1] - bounds[-2]) / TYPICAL, 1.0)
     times = np.column_stack((edges - half, edges + half)).ravel()
     places = np.column_stack((old, new - 1)).ravel()
     first = path[0] - 1

@@ -10,6 +10,7 @@ import torch
 
 from streamchar.config import preset
 from streamchar.train.aligner import SILENCE, AlignerStage, FrameClassifier, Timeline, align, held_out
+from streamchar.train.aligner_errors import CHANGES, changed, errors
 from streamchar.train.loop import run
 from streamchar.train.stages import Workshop
 
@@ -217,3 +218,24 @@ def test_the_network_learns_and_the_workshop_loads_its_average(corpus, tmp_path)
 
 def test_the_last_recordings_are_held_out():
     assert [held_out(range(count)) for count in (3, 50, 2999)] == [0, 1, 59]
+
+
+class Oracle(torch.nn.Module):
+    """Reads shares of tokens off latents that are the shares."""
+
+    def forward(self, latents):
+        return (latents + 1e-5).log()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_called_true_is_what_a_perfect_classifier_finds(change, corpus):
+    timeline = Timeline(corpus, range(len(corpus)))
+    latents = timeline.shares(0, timeline.frames, 192)
+    for case in changed(corpus, latents, change, range(len(corpus))):
+        case = replace(case, latents=case.latents.clamp(min=0))
+        assert (np.diff(case.times) >= 0).all()
+        assert case.places[-1] == len(case.tokens)
+        tokens, frames = errors(Oracle(), case)
+        assert np.median(np.abs(tokens)) < 0.3
+        # Noise on shares, unlike noise on latents, is as loud as they are.
+        assert np.median(np.abs(frames)) < (1.0 if change == "noise 0.3" else 0.5)
