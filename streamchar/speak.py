@@ -37,6 +37,7 @@ class Summary:
         wall_seconds: time since the first chunk was asked for.
         first_chunk_seconds: until the first picture and sound.
         latencies: seconds of each chunk, without writing the file.
+        interrupted: whether Ctrl-C ended it; the file holds what was spoken before.
     """
 
     budget_seconds: float
@@ -47,6 +48,7 @@ class Summary:
     wall_seconds: float = 0.0
     first_chunk_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def rtf(self) -> float:
@@ -104,7 +106,7 @@ def speak_to_file(
         TextError: the text cannot be spoken.
         ImageError: the reference cannot be used.
         MediaError: the file cannot be written.
-        KeyboardInterrupt: Ctrl-C, after the file was closed.
+        KeyboardInterrupt: Ctrl-C before there was anything to keep.
     """
     config = preset(preset_name)
     picture, clock = config.picture, config.clock
@@ -123,9 +125,14 @@ def speak_to_file(
         Mp4Writer(out, picture.height, picture.width, clock.frame_rate, clock.sample_rate) as writer,
         Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
     ):
-        for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
-            writer.write(chunk.host.video_yuv, chunk.host.audio)
-            live.update(_panel(summary))
+        try:
+            for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
+                writer.write(chunk.host.video_yuv, chunk.host.audio)
+                live.update(_panel(summary))
+        except KeyboardInterrupt:
+            if not writer.samples:
+                raise
+            summary.interrupted = True
     return summary
 
 
