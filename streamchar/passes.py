@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from .capture import GraphPool
+from .capture import GraphPool, Report
 from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
 from .config import Preset
@@ -128,13 +128,29 @@ class Passes:
             self.rows.append(Row(lane, decoders, ids, positions))
         self._window = torch.zeros_like(self.rows[0].ids, pin_memory=False)
 
-    def warm_up(self) -> None:
-        """Run every step once, so that nothing is captured or compiled once sessions are open."""
-        parts = [self._lane.warm_up, self._decoders.warm_up]
-        if len(self.rows) > 1:
-            parts += [part.warm_up for row in self.rows for part in (row.lane, row.decoders)]
-        for warm_up in parts:
-            self._streams.run("main", warm_up).wait()
+    def warm_up(self, report: Report | None = None) -> None:
+        """Run every step once, so that nothing is captured, compiled or chosen once sessions are open.
+
+        Args:
+            report: is told what comes; without it nobody is.
+        """
+        parts = [(f"session {index + 1}: ", row.lane, row.decoders) for index, row in enumerate(self.rows)]
+        if len(parts) == 1:
+            parts = [("", self._lane, self._decoders)]
+        elif self._device.type == "cuda":
+            parts.insert(0, ("all sessions: ", self._lane, self._decoders))
+        else:
+            # Nothing is captured, and what a CPU chooses for one row it has chosen for the others.
+            parts = parts[:1]
+        stages = {
+            of + name: stage
+            for of, lane, decoders in parts
+            for name, stage in (lane.stages() | decoders.stages()).items()
+        }
+        for number, (name, stage) in enumerate(stages.items(), 1):
+            if report is not None:
+                report(name, number, len(stages))
+            self._streams.run("main", stage).wait()
 
     @span("open")
     def open(self, index: int, reference: torch.Tensor, seed: int) -> None:

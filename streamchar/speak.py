@@ -10,6 +10,7 @@ import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,9 @@ from .session import Chunk
 from .text import check_text
 
 NOISE = "The weights are random: picture and sound are noise. Only the timing means something."
+
+#: Of the progress while an engine is built: the stage, a bar, and which of how many it is.
+WARM_UP_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
 @dataclass
@@ -117,8 +121,14 @@ def speak_to_file(
         else default_reference(preset_name, picture.height, picture.width)
     )
     random_weights = shipped_weights(preset_name) is None
-    with console.status(f"building {preset_name}"):
-        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights)
+    with Progress(*WARM_UP_COLUMNS, console=console, transient=True) as progress:
+        task = progress.add_task(f"{preset_name}: weights", total=None)
+
+        def report(stage: str, number: int, count: int) -> None:
+            described = f"warming up: {stage}"
+            progress.update(task, description=described, completed=number, total=count, refresh=True)
+
+        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights, report=report)
     summary = Summary(config.seconds, words, random_weights)
     with (
         engine.open(image, seed=seed) as session,

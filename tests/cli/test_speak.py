@@ -1,5 +1,7 @@
 import errno
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,7 +77,7 @@ def small(monkeypatch):
     """Serve the command with the engine of the tests."""
     monkeypatch.setattr(speak, "preset", lambda name: SMALL)
     monkeypatch.setattr(speak, "shipped_weights", lambda name: None)
-    monkeypatch.setattr(speak.StreamCharEngine, "from_preset", lambda *_, **options: build())
+    monkeypatch.setattr(speak.StreamCharEngine, "from_preset", lambda *_, report, **__: build(report=report))
 
 
 class FullDisk:
@@ -160,6 +162,28 @@ def test_after_ctrl_c_the_file_so_far_plays_and_is_summed_up(tmp_path, monkeypat
     assert len(read_back(out).frames) == 32 * chunks
     # The session is closed, whatever ended it.
     assert engines[0].stats().sessions == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_every_stage_of_warming_up_is_shown_by_name_and_number(tmp_path):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    speak.speak_to_file(
+        "Hello.",
+        tmp_path / "out.mp4",
+        preset_name="tiny",
+        reference=None,
+        seed=0,
+        seconds=1,
+        console=console,
+    )
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).replace("\r", "\n").split("\n")
+    warming = list(dict.fromkeys(line.split()[-1] for line in lines if line.startswith("warming up: ")))
+    count = len(warming)
+    assert count > 8
+    assert warming == [f"{number}/{count}" for number in range(1, count + 1)]
+    assert any("warming up: denoising step 4" in line for line in lines)
+    assert any("tiny: weights" in line for line in lines)
 
 
 @pytest.mark.usefixtures("small")
