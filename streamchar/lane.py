@@ -5,6 +5,7 @@ that is due alone is computed alone, sessions due together share one batched pas
 same storage, so a session may go from one to the other between chunks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -156,15 +157,15 @@ class Lane:
         """Take up weights that have changed, as training changes them between chunks."""
         self._denoiser.set_schedule(self.dit.preset.sampler)
 
-    def warm_up(self) -> None:
-        """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
-        self.prefill()
-        self.draw()
-        for index in range(self.steps):
-            self.denoise(index)
-        for role in self._commit:
-            self.commit(role)
-        self.remember()
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Return every step by name; all run once, all are captured, and the buffers hold garbage."""
+        return {
+            "prefill": self.prefill,
+            "noise": self.draw,
+            **{f"denoising step {index + 1}": partial(self.denoise, index) for index in range(self.steps)},
+            **{role: partial(self.commit, role) for role in self._commit},
+            "history": self.remember,
+        }
 
     def _run_prefill(self) -> None:
         b = self.buffers

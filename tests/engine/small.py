@@ -34,7 +34,7 @@ SMALL = replace(
 TEXT = "one two three four five six seven eight nine ten"
 
 
-def build(max_sessions=1, seed=0, config=SMALL):
+def build(max_sessions=1, seed=0, config=SMALL, report=None):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         modules = (
@@ -43,7 +43,7 @@ def build(max_sessions=1, seed=0, config=SMALL):
             Vae(config.vae),
             Vocoder.from_preset(config),
         )
-    return StreamCharEngine(config, *modules, max_sessions=max_sessions)
+    return StreamCharEngine(config, *modules, max_sessions=max_sessions, report=report)
 
 
 def picture(seed=0):

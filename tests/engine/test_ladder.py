@@ -16,6 +16,7 @@ from streamchar.memory import KVMemory
 from streamchar.numerics import assert_close
 from streamchar.orchestrator import append_history
 from streamchar.sampler import Denoiser
+from streamchar.session import Turn
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 
 T = SMALL.chunk.latent_frames
@@ -82,7 +83,32 @@ def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, sink, 
     assert len(windows) == chunks
     with torch.no_grad():
         frames, samples = from_scratch(engine, picture(), 7, windows)
+    assert_equal_to_rounding(video, audio, frames, samples)
+
+
+def assert_equal_to_rounding(video, audio, frames, samples):
     assert_close(audio, samples, torch.float32, GROWTH)
     expected = ((frames + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
     # A byte may fall on either side of a half; nowhere do the streams part by more.
     assert (video.float() - expected).abs().max() <= 1
+
+
+@torch.inference_mode()
+def test_batched_passes_equal_recomputing_each_session_alone():
+    # One session is a chunk ahead: the first commit of the other, its sink, falls into a pass of both.
+    engine, seeds = build(max_sessions=2), (7, 8)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in seeds]
+    passes, windows, chunks = engine._passes, [[], []], [[], []]
+    for session in sessions:
+        session._window.append(" ".join([TEXT] * 3) + " ")
+    for rows in ((0,), (0, 1), (0, 1), (0, 1)):
+        turns = [Turn(sessions[row], sessions[row]._window) for row in rows]
+        passes.make(turns)
+        for row, turn in zip(rows, turns, strict=True):
+            buffers = passes.rows[row].lane.buffers
+            windows[row].append((buffers.text_ids.clone(), buffers.text_lengths.clone()))
+            chunks[row].append(passes.deliver(turn.delivery))
+    assert engine.stats().batched == 6
+    for row, seed in enumerate(seeds):
+        made = from_scratch(engine, picture(seed), seed, windows[row])
+        assert_equal_to_rounding(*media(chunks[row]), *made)
