@@ -27,6 +27,8 @@ from .teacher import unsure
 CONFIG = LoopConfig(steps=80, lr=5e-5, batch=4, matrix_lr=5e-4, warmup=4, ema=0.99)
 #: Chunks of a rollout, at the start and from the middle of training on.
 CHUNKS = (2, 8)
+#: Frames at the end of a chunk whose alignment is left out: what follows them decides it.
+UNSURE_FRAMES = 2
 #: Words a second that no voice exceeds, so that a text outlasts its rollout.
 WORDS_A_SECOND = 6
 #: What a rollout may be trained without, to see what each part buys.
@@ -124,7 +126,10 @@ class RolloutStage(StudentStage):
         position, target = self._pointer(rolled)
         logged["off"] = float((rolled.said - target).abs().mean())
         if position.requires_grad:
-            pointer = pointer_loss(position, target, torch.ones_like(target, dtype=torch.bool))
+            # The aligner is unsure of a sound whose end it has not heard.
+            known = torch.ones_like(target, dtype=torch.bool)
+            known[:, -UNSURE_FRAMES:] = False
+            pointer = pointer_loss(position, target, known)
             loss = loss + POINTER_WEIGHT * pointer
             logged["pointer"] = float(pointer.detach())
         logged["norm"] = self.trained["joint"].update(loss, step)
