@@ -13,7 +13,7 @@ from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_bat
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 
-CONFIG = LoopConfig(steps=1700, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
+CONFIG = LoopConfig(steps=1500, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
 
