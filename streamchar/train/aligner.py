@@ -2,10 +2,10 @@
 
 A small network tells which tokens sound in a frame; a search finds the path through the text that fits best.
 
-The network learns the share of each frame that each token takes, by cross-entropy on known times. The other way,
-CTC loss on the same network, tells less: one token a frame is too few where three end in two frames. Both took
-1000 steps (65 and 81 seconds of one core); CTC had the usual blanks, a search over the same kind of path and its
-mean delay taken out. Absolute errors, median and 95th percentile, on the 59 recordings that are held out:
+The network learns the share of each frame that each token takes, by cross-entropy on known times. The other
+way, CTC loss on the same network, tells less: one token a frame is few where three end in two frames. Both
+took 1000 steps (65 and 81 seconds of one core); CTC had the usual blanks, a search over the same kind of path
+and its median delay taken out. Absolute errors on the 59 recordings held out, median and 95th percentile:
 
 | latents | tokens, cross-entropy | tokens, CTC | frames, cross-entropy | frames, CTC |
 | --- | --- | --- | --- | --- |
@@ -17,8 +17,8 @@ mean delay taken out. Absolute errors, median and 95th percentile, on the 59 rec
 | word missing in the audio | 0.05, 0.29 | 0.33, 1.19 | 0.12, 0.60 | 0.43, 2.11 |
 
 ``python -m streamchar.train.aligner_errors`` measures the one that was kept. The last frame of a piece that
-ends in the middle of the text has no frames after it to go by: 0.33, 1.36 tokens. Align a piece with as much of
-what follows as there is.
+ends in the middle of the text has no frames after it to go by: 0.33, 1.36 tokens. Give it what follows
+as far as there is any.
 """
 
 from collections.abc import Sequence
