@@ -7,6 +7,8 @@ vocoder, moves them too: what is measured is voice and its rendering together. T
 verification, and its figures compare with none.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,6 +21,8 @@ _MELS, _N_FFT, _HOP = 40, 1024, 250
 _CEPSTRA = 19
 #: Log energy under the loudest below which a window is a pause.
 _ACTIVE = 4.0
+#: Log energy above the encoder's floor below which nothing sounds.
+_AUDIBLE = 0.5
 
 Values = npt.NDArray[np.float64]
 
@@ -35,7 +39,8 @@ def cepstra(audio: Audio) -> Values:
     energies = torch.fft.rfft(windows).abs() @ mel_bank(_MELS, _N_FFT, SAMPLE_RATE).T
     log_mel = energies.clamp(min=FLOOR).log().double()
     loudness = log_mel.mean(1)
-    log_mel = log_mel[loudness > loudness.max() - _ACTIVE]
+    least = max(float(loudness.max()) - _ACTIVE, math.log(FLOOR) + _AUDIBLE)
+    log_mel = log_mel[loudness > least]
     # The cosine transform, orthonormal, of order 1 and up.
     angles = torch.arange(1, _CEPSTRA + 1)[:, None] * (torch.arange(_MELS) + 0.5) * (torch.pi / _MELS)
     return np.asarray(log_mel @ (angles.cos().double() * (2 / _MELS) ** 0.5).T)
