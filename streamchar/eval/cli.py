@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
+
+if TYPE_CHECKING:
+    from ..engine import StreamCharEngine
 
 app = typer.Typer(no_args_is_help=True, help="Score what the engine makes. Needs the extra eval.")
 
@@ -73,9 +76,9 @@ def _short(
         sources.append(RoundTrip(truth, student.vae, student.vocoder))
     if teacher is not None:
         engine = StreamCharEngine.from_pretrained(teacher)
-        sources.append(Generated(f"teacher, {engine.preset.sampler.steps} steps", engine))
-    if student is not None:
-        sources.append(Generated(f"student, {student.preset.sampler.steps} steps", student))
+        sources.append(Generated(_label(teacher, engine, "teacher"), engine))
+    if checkpoint is not None and student is not None:
+        sources.append(Generated(_label(checkpoint, student, "student" if teacher else ""), student))
 
     def progress(items: Iterable[Item], name: str) -> Iterable[Item]:
         return track(items, description=name, total=sentences, console=console, transient=True)
@@ -205,3 +208,8 @@ def _long(
     for other in others:
         for target, reached in targets(other, truth).items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {other.source}: {target}")
+
+
+def _label(directory: Path, engine: "StreamCharEngine", part: str) -> str:
+    """Say which checkpoint it is, and what part it plays where another is compared with it."""
+    return f"{part or directory.resolve().name}, {engine.preset.sampler.steps} steps"
