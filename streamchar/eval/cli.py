@@ -108,7 +108,7 @@ def long_streams(
         Path | None, typer.Option(help="Directory of the engine to score; ground truth alone without it.")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the engine in the table.")] = "student",
-    minutes: Annotated[int, typer.Option(min=1, help="Of a stream.")] = 10,
+    minutes: Annotated[int, typer.Option(min=1, max=60, help="Of a stream.")] = 10,
     streams: Annotated[int, typer.Option(min=1, help="Texts, each with its character.")] = 1,
     identities: Annotated[int, typer.Option(min=2, help="Characters to tell apart.")] = 32,
     side: Annotated[int, typer.Option(min=32, help="Pixels of a picture's side without a checkpoint.")] = 96,
