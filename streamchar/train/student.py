@@ -20,6 +20,7 @@ from .dmd import distribution_matching_loss
 from .flow import draw_sigmas, interpolate, to_clean
 from .joint import JointBatch, JointModel, VideoLatents, joint_batch, velocities
 from .loop import LoopConfig, Stage, Trained
+from .parallel import randint, randn
 from .teacher import unsure
 
 CONFIG = LoopConfig(steps=300, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
@@ -113,7 +114,7 @@ class StudentStage(Stage):
 
     def _noise(self, batch: JointBatch, generator: torch.Generator) -> Pair:
         video, audio = batch.video.shape, batch.speech.audio.shape
-        noise = torch.randn(video, generator=generator), torch.randn(audio, generator=generator)
+        noise = randn(video, generator), randn(audio, generator)
         return noise[0].to(self.device), noise[1].to(self.device)
 
     def _level(self, count: int, index: int) -> Tensor:
@@ -122,7 +123,7 @@ class StudentStage(Stage):
     def _regression(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss at the student's own noise levels, one drawn for each row."""
         steps = self.preset.sampler.steps
-        chosen = torch.randint(steps, (len(batch.video),), generator=generator)
+        chosen = randint(steps, (len(batch.video),), generator)
         sigma = torch.tensor(self.levels)[chosen].to(self.device)
         noise, clean = self._noise(batch, generator), (batch.video, batch.speech.audio)
         x = interpolate(clean[0], noise[0], sigma), interpolate(clean[1], noise[1], sigma)
