@@ -6,6 +6,7 @@ behind the hooks that would otherwise gather weights again for the backward pass
 place is the larger part: fp32 weights, their average, gradients and moments, some 20 bytes a weight.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -55,6 +56,8 @@ def shard_layers(
     mesh = init_device_mesh(first.device.type, (world(),))
     module.float()
     policy = MixedPrecisionPolicy(narrow, torch.float32, cast_forward_inputs=False)
+    # What it says of views in place holds of those that its hooks return, which no caller here writes to.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         _seal(layer, frozenset(written))

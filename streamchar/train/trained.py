@@ -86,7 +86,9 @@ class Trained:
                 kind = type(module).__name__
                 raise TrainingError(f"shard must be off for a {kind}, which is small; leave out --shard")
             if world() == 1:
-                raise TrainingError("shard must be off in one process; start several: torchrun --nproc-per-node")
+                raise TrainingError(
+                    "shard must be off in one process; start several: torchrun --nproc-per-node"
+                )
             module.shard()
         named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
         self.names, self.parameters = [name for name, _ in named], [each for _, each in named]
