@@ -65,7 +65,8 @@ def steady_lane(engine: StreamCharEngine, latents: Conditioning, seed: int = 0) 
     pool, state = GraphPool(engine.device), engine.orchestrator.new_state(1)
     lane = Lane(engine.dit, engine.orchestrator, memory, state, buffers, pool)
     # It leaves garbage in the buffers, which are filled after it.
-    lane.warm_up()
+    for stage in lane.stages().values():
+        stage()
     vocabulary = preset.orchestrator.vocabulary
     ids = torch.randint(vocabulary, buffers.text_ids.shape, generator=generator)
     buffers.text_ids.copy_(ids)

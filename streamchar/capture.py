@@ -11,6 +11,9 @@ import torch
 
 from .streams import QUEUES, Queue
 
+#: Told of a stage of warming up before it begins: its name, its number from 1, and how many there are.
+Report = Callable[[str, int, int], None]
+
 #: Runs before capture, on a side stream, so that lazy initialisation happens outside the graph.
 WARM_UP_RUNS = 2
 

@@ -87,6 +87,9 @@ def _decode(kind: Any, value: object, path: str) -> Any:
         kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
         require(len(items) == len(kinds), f"a list of {len(kinds)}")
         return tuple(_decode(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, items)))
+    if origin is typing.Literal:
+        require(value in arguments, " or ".join(map(repr, arguments)))
+        return value
     accepted = (int, float) if kind is float else kind
     require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), f"{kind.__name__}")
     return kind(value)

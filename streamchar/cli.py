@@ -74,14 +74,17 @@ def speak(
             text, out, preset_name=preset, reference=reference, seed=seed, seconds=seconds, console=console
         )
     except KeyboardInterrupt:
-        console.print(f"Interrupted; {out} holds what was spoken.")
+        console.print("Interrupted before anything was spoken.")
         raise typer.Exit(130) from None
     except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[red]{escape(str(error))}[/]")
+        console.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary_table(summary, out))
     if summary.random_weights:
         console.print(f"[yellow]{NOISE}[/]")
+    if summary.interrupted:
+        console.print(f"Interrupted; {escape(str(out))} holds what was spoken.")
+        raise typer.Exit(130)
 
 
 #: For commands whose options live with the code that needs them, imported when it is asked for.

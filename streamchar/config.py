@@ -6,6 +6,7 @@ One clock: 24 video frames and 24 000 audio samples a second, so 1000 samples an
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
 
 from .codecs.config import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD, VaeConfig, VocoderConfig
 from .config_checks import ConfigError, require, require_positive
@@ -105,8 +106,8 @@ class ChunkConfig:
     Attributes:
         latent_frames: latent frames denoised together, T.
         reference_latents: latents of the reference image.
-        sink_latents: latents of the first chunk kept as a visual anchor.
-        motion_latents: latents of the chunk just finished.
+        sink_latents: latents of the first chunk kept as a visual anchor; 0 for none.
+        motion_latents: latents of the chunk just finished; 0 for none.
     """
 
     latent_frames: int = 8
@@ -115,17 +116,12 @@ class ChunkConfig:
     motion_latents: int = 8
 
     def __post_init__(self) -> None:
-        require_positive(self, "latent_frames", "reference_latents", "sink_latents", "motion_latents")
+        require_positive(self, "latent_frames", "reference_latents")
+        limit = f"a whole number between 0 and latent_frames = {self.latent_frames}"
         for name in ("sink_latents", "motion_latents"):
             value = getattr(self, name)
-            limit = f"at most latent_frames = {self.latent_frames}"
-            require(
-                value <= self.latent_frames,
-                name,
-                limit,
-                value,
-                "it is cut from one chunk; raise latent_frames",
-            )
+            ok = isinstance(value, int) and 0 <= value <= self.latent_frames
+            require(ok, name, limit, repr(value), "it is cut from one chunk; raise latent_frames")
 
 
 @dataclass(frozen=True)
@@ -243,29 +239,33 @@ class OrchestratorConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """The few-step schedule.
+    """The schedule and the kind of its steps.
 
     Attributes:
         sigmas: noise level at the start of each step, falling from 1; the last step ends at 0.
+        mode: ``"renoise"`` predicts the clean latents and adds fresh noise, for the few-step student;
+            ``"euler"`` follows the velocity, for the teacher.
     """
 
     sigmas: tuple[float, ...] = (1.0, 0.9375, 0.8333, 0.625)
+    mode: Literal["renoise", "euler"] = "renoise"
 
     def __post_init__(self) -> None:
+        require(self.mode in ("renoise", "euler"), "mode", "'renoise' or 'euler'", repr(self.mode))
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:]))
         ok = bool(self.sigmas) and self.sigmas[0] == 1.0 and falling and self.sigmas[-1] > 0
         require(ok, "sigmas", "falling from 1 and above 0", self.sigmas)
 
     @classmethod
     def shifted(cls, steps: int, shift: float = 5.0) -> "SamplerConfig":
-        """Return ``steps`` levels, even in t and warped to ``shift * t / (1 + (shift - 1) * t)``.
+        """Return ``steps`` Euler steps, even in t and warped to ``shift * t / (1 + (shift - 1) * t)``.
 
         The warp of arXiv 2403.03206 section 5.3.2; the teacher takes 50 of these.
         """
         require(steps > 0, "steps", "a positive integer", steps)
         require(shift > 0, "shift", "above 0", shift)
         times = [1 - index / steps for index in range(steps)]
-        return cls(tuple(shift * t / (1 + (shift - 1) * t) for t in times))
+        return cls(tuple(shift * t / (1 + (shift - 1) * t) for t in times), "euler")
 
     @property
     def steps(self) -> int:
@@ -370,7 +370,7 @@ class Preset:
         require(latent_frames > 0, "latent_frames", "a positive integer", latent_frames)
 
         def scaled(latents: int) -> int:
-            return max(1, round(latents * latent_frames / self.chunk.latent_frames))
+            return max(min(latents, 1), round(latents * latent_frames / self.chunk.latent_frames))
 
         chunk = replace(
             self.chunk,

@@ -4,6 +4,7 @@ Both decoders stream: each row of their state remembers its session. Decoding a 
 operations on fixed addresses, captured like the steps of :mod:`streamchar.lane`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -114,10 +115,9 @@ class Decoders:
         self.vae.prime(self.state.vae, latent)
         self._latents.reference.copy_(latent[:, None].expand_as(self._latents.reference))
 
-    def warm_up(self) -> None:
-        """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
-        for step in self._steps.values():
-            step()
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Return every step by name; all run once, all are captured, and the buffers hold garbage."""
+        return dict(self._steps)
 
     def _run_video(self) -> None:
         latents = self._latents.x_video.to(self.media.frames.dtype)

@@ -93,3 +93,14 @@ def pointer_prior(times: Tensor, frames: int) -> Tensor:
     """
     ends = torch.arange(1, frames + 1, device=times.device, dtype=times.dtype)
     return -0.5 * ((times[:, None, :] - ends[:, None]) / PRIOR_WIDTH).square()
+
+
+def planned_times(prior: Tensor) -> Tensor:
+    """Return the times that a prior was made of, [batch, tokens]: the inverse of :func:`pointer_prior`.
+
+    Args:
+        prior: [batch, frames, tokens], of at least 2 frames.
+    """
+    frames = prior.shape[1]
+    # The difference of two squares is linear in the time.
+    return (frames + 1) / 2 + (prior[:, -1] - prior[:, 0]) * (PRIOR_WIDTH**2 / (frames - 1))

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from .capture import GraphPool
+from .capture import GraphPool, Report
 from .checkpoint import CheckpointError, load_preset, load_pretrained, save_pretrained, shipped_weights
 from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
@@ -46,6 +46,7 @@ class StreamCharEngine:
         vocoder: the audio decoder.
         tokenizer: turns text into the orchestrator's tokens.
         max_sessions: sessions that may be open together, at least 1.
+        report: is told of every stage of warming up before it begins: name, number, how many.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class StreamCharEngine:
         tokenizer: Tokenizer | None = None,
         *,
         max_sessions: int = 1,
+        report: Report | None = None,
     ) -> None:
         if max_sessions < 1:
             raise ValueError(f"max_sessions must be at least 1, got {max_sessions}")
@@ -89,8 +91,7 @@ class StreamCharEngine:
                     self._pool,
                     streams_for(self.device),
                 )
-                if self.device.type == "cuda":
-                    self._passes.warm_up()
+                self._passes.warm_up(report)
             except torch.OutOfMemoryError as error:
                 raise EngineMemoryError(
                     max_sessions, session, available_bytes(self.device) or 0, None
@@ -107,6 +108,7 @@ class StreamCharEngine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_sessions: int = 1,
+        report: Report | None = None,
     ) -> "StreamCharEngine":
         """Build an engine with the weights that ship for a preset, or with random ones.
 
@@ -117,6 +119,7 @@ class StreamCharEngine:
             device: CUDA where there is one, unless given.
             dtype: bf16 on CUDA and fp32 elsewhere, unless given.
             max_sessions: see the class.
+            report: see the class.
 
         Raises:
             ConfigError: there is no such preset.
@@ -128,7 +131,9 @@ class StreamCharEngine:
             if shipped is None:
                 remedy = "give from_pretrained() a checkpoint, or random_weights=True to measure latency"
                 raise CheckpointError(name, "has no weights in this package", remedy)
-            return cls.from_pretrained(shipped, device=device, dtype=dtype, max_sessions=max_sessions)
+            return cls.from_pretrained(
+                shipped, device=device, dtype=dtype, max_sessions=max_sessions, report=report
+            )
         device, dtype = _defaults(device, dtype)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -136,7 +141,7 @@ class StreamCharEngine:
             orchestrator = Orchestrator.from_preset(config).to(device, dtype)
             vae = Vae(config.vae, device, dtype)
             vocoder = Vocoder.from_preset(config).to(device, dtype)
-        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions)
+        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions, report=report)
 
     @classmethod
     def from_pretrained(
@@ -146,6 +151,7 @@ class StreamCharEngine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         max_sessions: int = 1,
+        report: Report | None = None,
     ) -> "StreamCharEngine":
         """Load an engine that :meth:`save_pretrained` wrote.
 
@@ -154,6 +160,7 @@ class StreamCharEngine:
             device: CUDA where there is one, unless given.
             dtype: bf16 on CUDA and fp32 elsewhere, unless given.
             max_sessions: see the class.
+            report: see the class.
 
         Raises:
             CheckpointError: naming the file, and the field or tensor that is missing, unexpected, mis-shaped,
@@ -172,7 +179,7 @@ class StreamCharEngine:
             "vocoder": vocoder,
         }
         load_pretrained(directory, modules, dtype=dtype, device=device)
-        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions)
+        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions, report=report)
 
     def save_pretrained(self, directory: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write config and weights for :meth:`from_pretrained`.

@@ -5,6 +5,7 @@ that is due alone is computed alone, sessions due together share one batched pas
 same storage, so a session may go from one to the other between chunks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -115,8 +116,10 @@ class Lane:
         self._latents: dict[Role, torch.Tensor] = {
             "reference": buffers.reference,
             "sink": x_video[:, : chunk.sink_latents],
-            "motion": x_video[:, -chunk.motion_latents :],
+            "motion": x_video[:, chunk.latent_frames - chunk.motion_latents :],
         }
+        # There is no graph of nothing.
+        self._latents = {role: latents for role, latents in self._latents.items() if latents.shape[1]}
         self._prefill, self._draw = pool.step(self._run_prefill), pool.step(self._run_draw)
         self._denoise = [pool.step(partial(self._run_step, index)) for index in range(self.steps)]
         self._commit = {role: pool.step(partial(self._run_commit, role)) for role in self._latents}
@@ -139,24 +142,30 @@ class Lane:
     def commit(self, role: Role) -> None:
         """Write keys and values of reference, sink or motion into the memory; see :meth:`JointDiT.commit`.
 
-        Sink and motion are the first and the last latents of the chunk that was denoised last.
+        Sink and motion are the first and the last latents of the chunk that was denoised last; where the
+        preset keeps none of them nothing is done.
         """
-        with span(role):
-            self._commit[role]()
+        if role in self._commit:
+            with span(role):
+                self._commit[role]()
 
     def remember(self) -> None:
         """Append the sound of the chunk that was denoised last to the audio history."""
         self._remember()
 
-    def warm_up(self) -> None:
-        """Run every step once, so that all of them are captured; the buffers hold garbage afterwards."""
-        self.prefill()
-        self.draw()
-        for index in range(self.steps):
-            self.denoise(index)
-        for role in self._commit:
-            self.commit(role)
-        self.remember()
+    def refresh(self) -> None:
+        """Take up weights that have changed, as training changes them between chunks."""
+        self._denoiser.set_schedule(self.dit.preset.sampler)
+
+    def stages(self) -> dict[str, Callable[[], None]]:
+        """Return every step by name; all run once, all are captured, and the buffers hold garbage."""
+        return {
+            "prefill": self.prefill,
+            "noise": self.draw,
+            **{f"denoising step {index + 1}": partial(self.denoise, index) for index in range(self.steps)},
+            **{role: partial(self.commit, role) for role in self._commit},
+            "history": self.remember,
+        }
 
     def _run_prefill(self) -> None:
         b = self.buffers

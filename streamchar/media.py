@@ -10,6 +10,7 @@ PyAV and Pillow are imported when they are first needed: an engine that writes n
 """
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -85,6 +86,11 @@ class _Output:
             if head[4:] == b"mdat":
                 self._playable = end
 
+    @property
+    def plays(self) -> bool:
+        """Whether a whole fragment has been written."""
+        return self._playable > 0
+
     def close(self) -> None:
         if self.error is not None:
             # A device, unlike a file, cannot be cut.
@@ -127,7 +133,7 @@ class Mp4Writer:
         try:
             self._output = _Output(self.path)
         except OSError as error:
-            raise MediaError(path, f"cannot be created: {error.strerror}") from error
+            raise MediaError(path, f"cannot be created: {error.strerror}", _remedy(error)) from error
         self._closed = False
         self._clock = Fraction(1, sample_rate)
         # delay_moov: only then does the header, written with the first fragment, tell of the priming samples.
@@ -221,7 +227,8 @@ class Mp4Writer:
         error = self._output.error
         if isinstance(error, OSError):
             problem = f"cannot be written after {self.seconds:.2f} s: {error.strerror}"
-            raise MediaError(self.path, problem, "the file so far plays") from error
+            left = "the file so far plays" if self._output.plays else "nothing that plays was written"
+            raise MediaError(self.path, problem, f"{left}; {_remedy(error)}") from error
         if error is not None:
             raise error
 
@@ -282,6 +289,12 @@ def read_back(path: str | os.PathLike[str]) -> Media:
     for start, piece in pieces:
         samples[max(start, 0) : start + len(piece)] = piece[max(-start, 0) :]
     return Media(np.stack(pictures), np.array(starts, np.int64), samples, rate)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space on its disk, or write to another"
+    return "write to another path"
 
 
 def _pyav(path: str | os.PathLike[str]) -> Any:

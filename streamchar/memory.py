@@ -200,12 +200,12 @@ class KVMemory:
         """List (time, height, width) of a role's tokens, [tokens, 3]; the chunk's first latent is time 0."""
         picture, chunk = self.preset.picture, self.preset.chunk
         height, width = (size // picture.patch for size in picture.latent_size)
-        motion = -chunk.motion_latents
-        sink = motion - chunk.sink_latents
+        # Places of a whole sink and a whole motion, whatever part of them is kept: weights know no others.
+        sink = -2 * chunk.latent_frames
         frames, first = {
             "reference": (chunk.reference_latents, sink - chunk.reference_latents),
             "sink": (chunk.sink_latents, sink),
-            "motion": (chunk.motion_latents, motion),
+            "motion": (chunk.motion_latents, -chunk.motion_latents),
             "chunk": (chunk.latent_frames, 0),
         }[role]
         video = video_positions(frames, height, width, first)

@@ -270,7 +270,8 @@ class JointDiT(nn.Module):
     ) -> None:
         """Leave the keys and values of clean latents in the memory, in the region of their role.
 
-        Says nothing about their validity: call :meth:`KVMemory.set_valid` for the rows concerned.
+        Says nothing about their validity: call :meth:`KVMemory.set_valid` for the rows concerned. A role that
+        the preset gives no latents has no region, and nothing is done.
 
         Args:
             role: ``"reference"``, ``"sink"`` (the first latents of the first chunk) or ``"motion"`` (the last
@@ -289,6 +290,8 @@ class JointDiT(nn.Module):
         frames = (chunk.reference_latents, chunk.sink_latents, chunk.motion_latents)[known.index(role)]
         self._check_memory(memory)
         self._check_latents("latents", latents, memory.batch, frames)
+        if not frames:
+            return
         tables = memory.tables[role]
         if due is not None:
             require_shape("due", due, (memory.batch,), "[batch]")

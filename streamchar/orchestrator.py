@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .config import OrchestratorConfig, Preset
 from .durations import DurationPredictor, pointer_prior, token_times
 from .kernels._checks import require_dtype, require_shape
-from .pointer import ProgressPointer
+from .pointer import PlannedPointer, ProgressPointer
 from .qwen2 import Block, Qwen2, load_qwen2, read_qwen2_config, rope_tables
 
 #: Width of the sinusoidal features of a noise level.
@@ -110,7 +110,7 @@ class Orchestrator(nn.Module):
         self.audio_in = nn.Linear(audio_channels, config.dim)
         self.noise_in = nn.Linear(NOISE_FEATURES, config.dim)
         self.noise_out = nn.Linear(config.dim, config.dim)
-        self.pointer = ProgressPointer(config.dim, config.heads)
+        self.pointer: ProgressPointer | PlannedPointer = ProgressPointer(config.dim, config.heads)
         self.durations = (
             DurationPredictor(config.vocabulary, config.duration_dim) if config.duration_dim else None
         )

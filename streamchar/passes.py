@@ -4,16 +4,21 @@ A pass serves one session, or all that are due together. Its latents are made on
 queue reads them there, the copy queue brings what it makes to the host, and behind the denoising steps the
 main queue commits the latents and, where queues overlap, prefills the next prefix. What one queue reads and
 another writes is named at the call that queues the later of the two.
+
+What rows remember, prefix, committed latents and decoders, must not change where it is not due. So these
+stages are batched when they are due in all rows, and else go row by row: they are bound by arithmetic, and a
+batch that computed rows for nothing would cost as much as the rows it saves.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 
-from .capture import GraphPool
+from .capture import GraphPool, Report
 from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
 from .config import Preset
@@ -25,7 +30,8 @@ from .orchestrator import Orchestrator
 from .ranges import span
 from .session import Chunk, Media, SpokenWord, Turn
 from .streams import NOTHING, Done, Streams
-from .text import TextWindow
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -128,13 +134,29 @@ class Passes:
             self.rows.append(Row(lane, decoders, ids, positions))
         self._window = torch.zeros_like(self.rows[0].ids, pin_memory=False)
 
-    def warm_up(self) -> None:
-        """Run every step once, so that nothing is captured or compiled once sessions are open."""
-        parts = [self._lane.warm_up, self._decoders.warm_up]
-        if len(self.rows) > 1:
-            parts += [part.warm_up for row in self.rows for part in (row.lane, row.decoders)]
-        for warm_up in parts:
-            self._streams.run("main", warm_up).wait()
+    def warm_up(self, report: Report | None = None) -> None:
+        """Run every step once, so that nothing is captured, compiled or chosen once sessions are open.
+
+        Args:
+            report: is told what comes; without it nobody is.
+        """
+        parts = [(f"session {index + 1}: ", row.lane, row.decoders) for index, row in enumerate(self.rows)]
+        if len(parts) == 1:
+            parts = [("", self._lane, self._decoders)]
+        elif self._device.type == "cuda":
+            parts.insert(0, ("all sessions: ", self._lane, self._decoders))
+        else:
+            # Nothing is captured, and what a CPU chooses for one row it has chosen for the others.
+            parts = parts[:1]
+        stages = {
+            of + name: stage
+            for of, lane, decoders in parts
+            for name, stage in (lane.stages() | decoders.stages()).items()
+        }
+        for number, (name, stage) in enumerate(stages.items(), 1):
+            if report is not None:
+                report(name, number, len(stages))
+            self._streams.run("main", stage).wait()
 
     @span("open")
     def open(self, index: int, reference: torch.Tensor, seed: int) -> None:
@@ -173,8 +195,7 @@ class Passes:
         started = time.perf_counter()
         run, rows = self._streams.run, [self.rows[turn.session.row] for turn in turns]
         self._commit_finished()
-        for turn, row in zip(turns, rows):
-            self._prefill(row, turn.window)
+        self._prefill(turns)
         # A pass of several overwrites the latents of every row.
         lane, touched = (rows[0].lane, rows) if len(rows) == 1 else (self._lane, self.rows)
 
@@ -201,18 +222,21 @@ class Passes:
         read = {
             id(turn): run("main", partial(self._read_positions, self.rows[turn.session.row])) for turn in due
         }
-        # The decoders of a row that is not due must not move on.
-        together = len(due) == len(self.rows)
-        for group in [due] if together else [[turn] for turn in due]:
+        for group in self._groups(due):
             self._decode(group, steps[-1])
         if self._streams.overlaps:
             self._commit_finished()
+        noted = []
         for turn in due:
             if turn.delivery is not None:
                 try:
                     self._take_note(turn, turn.delivery, read[id(turn)])
+                    noted.append(turn)
                 except Exception as error:
                     turn.lose(error)
+        if self._streams.overlaps:
+            # The next prefixes, where that costs nobody.
+            self._prefill([turn for turn in noted if not turn.window.exhausted])
 
     def deliver(self, delivery: Delivery) -> Chunk:
         """Wait for a chunk to be on the host; any thread may call it."""
@@ -232,40 +256,57 @@ class Passes:
             latency,
         )
 
-    def _prefill(self, row: Row, window: TextWindow) -> None:
-        """Prefill what the window holds now, unless the prefix that is there is just that."""
-        length = window.fill(self._window)
-        progress = window.progress
-        if row.prefilled == (length, progress) and torch.equal(row.ids, self._window):
-            return
-        # A prefill still queued may read either text: this one comes after it and replaces what it did.
-        row.ids.copy_(self._window)
-        row.prefilled = length, progress
-        buffers = row.lane.buffers
+    def _groups(self, due: Sequence[T]) -> Sequence[Sequence[T]]:
+        """Put what is due in all rows, one item a row, into one group, and else each item into its own."""
+        return [due] if len(due) == len(self.rows) else [[each] for each in due]
 
-        def prefill() -> None:
+    def _lane_of(self, group: Sequence[Row]) -> Lane:
+        return group[0].lane if len(group) == 1 else self._lane
+
+    def _prefill(self, turns: Sequence[Turn]) -> None:
+        """Prefill what the windows hold now, where the prefix that is there is not just that."""
+        stale = []
+        for turn in turns:
+            row, length = self.rows[turn.session.row], turn.window.fill(self._window)
+            wanted = length, turn.window.progress
+            if row.prefilled != wanted or not torch.equal(row.ids, self._window):
+                # A prefill still queued may read either text: this one comes after and replaces what it did.
+                row.ids.copy_(self._window)
+                row.prefilled = wanted
+                stale.append((row, *wanted))
+        for group in self._groups(stale):
+            done = self._streams.run("main", partial(self._run_prefill, group))
+            for row, *_ in group:
+                row.prefill = done
+
+    def _run_prefill(self, group: Sequence[tuple[Row, int, float]]) -> None:
+        for row, length, progress in group:
+            buffers = row.lane.buffers
             buffers.text_ids.copy_(row.ids[None], non_blocking=True)
             buffers.text_lengths.fill_(length)
             buffers.progress.fill_(progress)
-            row.lane.prefill()
-
-        row.prefill = self._streams.run("main", prefill)
+        self._lane_of([row for row, *_ in group]).prefill()
 
     @span("commit")
     def _commit_finished(self) -> None:
         """Commit the chunks made last, in all rows."""
-        for index, row in enumerate(self.rows):
-            if row.uncommitted:
-                row.commit = self._streams.run("main", partial(self._commit, index, row.chunk == 1))
-                row.uncommitted, row.prefilled = False, None
+        finished = [index for index, row in enumerate(self.rows) if row.uncommitted]
+        for group in self._groups(finished):
+            first = [index for index in group if self.rows[index].chunk == 1]
+            done = self._streams.run("main", partial(self._commit, group, first))
+            for row in (self.rows[index] for index in group):
+                row.commit, row.uncommitted, row.prefilled = done, False, None
 
-    def _commit(self, index: int, first: bool) -> None:
-        lane = self.rows[index].lane
-        if first:
-            lane.commit("sink")
+    def _commit(self, group: Sequence[int], first: Sequence[int]) -> None:
+        """Commit the chunks of a group of rows; for those of ``first`` it was the first of the session."""
+        lane = self._lane_of([self.rows[index] for index in group])
+        for part in [first] if len(first) == len(group) else [[index] for index in first]:
+            self._lane_of([self.rows[index] for index in part]).commit("sink")
+        for index in first:
             self.memory.set_valid(index, sink=True)
         lane.commit("motion")
-        self.memory.set_valid(index, motion=True)
+        for index in group:
+            self.memory.set_valid(index, motion=True)
         lane.remember()
 
     @staticmethod
@@ -317,10 +358,8 @@ class Passes:
         return kept
 
     def _take_note(self, turn: Turn, delivery: Delivery, read: Done) -> None:
-        """Move transcript and clock on by a chunk, and prefill the next prefix where that costs nobody."""
+        """Move transcript and clock on by a chunk."""
         row = self.rows[turn.session.row]
         read.wait()
         delivery.start_sample = turn.session.next_sample
         delivery.words = turn.session.note_positions(turn, row.positions.tolist())
-        if self._streams.overlaps and not turn.window.exhausted:
-            self._prefill(row, turn.window)

@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .durations import TYPICAL, planned_times
 from .text import Word
+
+#: Frames between the middles of two tokens, at least; a plan has no shorter ones.
+_LEAST_GAP = 1e-3
 
 
 class ProgressPointer(nn.Module):
@@ -110,6 +114,77 @@ class ProgressPointer(nn.Module):
             [batch, tokens], float32 (float64 for float64 input), between 0 and the row's length.
         """
         return self.locate(conditions, self.keys(states, lengths), lengths, prior)
+
+
+class PlannedPointer(nn.Module):
+    """Stand where the plan of durations says that the speech has come to, whatever has been heard.
+
+    Takes the place of :class:`ProgressPointer` in an orchestrator that has a duration predictor, to show what
+    reading the place off the audio is worth. Nothing corrects it: each chunk goes on where the plan of the
+    one before ended. It has no weights.
+
+    Args:
+        frames: of a chunk, at least 2.
+
+    Raises:
+        ValueError: ``frames`` is below 2.
+    """
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        if frames < 2:
+            raise ValueError(f"frames must be at least 2 to tell times apart, got {frames}")
+        self.frames = frames
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw nothing: there are no weights."""
+
+    def keys(self, states: Tensor, lengths: Tensor) -> Tensor:
+        """Return what :meth:`locate` is given and does not read, [batch, capacity, dim]."""
+        return torch.zeros_like(states)
+
+    def locate(
+        self, conditions: Tensor, keys: Tensor, lengths: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
+        """Return the position that is planned for the end of each frame.
+
+        It runs evenly from the middle of a token to that of the next.
+
+        Args:
+            conditions: [batch, tokens, dim]; only their number counts, that of a chunk or a multiple of it.
+            keys: not read.
+            lengths: [batch], int32; a row of length 0 has position 0.
+            prior: [batch, tokens, capacity], from :func:`streamchar.durations.pointer_prior`.
+
+        Returns:
+            [batch, tokens], the prior's dtype, between 0 and the row's length.
+
+        Raises:
+            ValueError: there is no prior, so there was no plan.
+        """
+        if prior is None:
+            raise ValueError("prior must be that of a duration predictor, got None; set duration_dim")
+        # Draws of one chunk follow one another and share its plan.
+        times = planned_times(prior[:, : self.frames])
+        ends = torch.arange(1, self.frames + 1, device=times.device, dtype=times.dtype)
+        index = torch.arange(times.shape[1], device=times.device)
+        last = lengths.clamp(0, len(index))[:, None] - 1
+        gaps = times.diff(dim=1).clamp_min(_LEAST_GAP)
+        # What follows the last token takes no time and lies at its end, half a token on; where the window is
+        # full nothing does.
+        gaps = torch.where(index[:-1] == last, 2 * gaps, gaps)
+        gaps = torch.cat((gaps, gaps.new_full((len(gaps), 1), TYPICAL)), 1)
+        least, most = -0.5 * (index == 0), 1 - 0.5 * (index == last)
+        passed = (ends[:, None] - times[:, None]) / gaps[:, None]
+        passed = passed.maximum(least.to(passed.dtype)).minimum(most.to(passed.dtype)[:, None])
+        position = (passed * (index <= last)[:, None]).sum(2) + 0.5 * (last >= 0)
+        return position.repeat(1, conditions.shape[1] // self.frames)
+
+    def forward(
+        self, conditions: Tensor, states: Tensor, lengths: Tensor, prior: Tensor | None = None
+    ) -> Tensor:
+        """Return :meth:`locate`'s positions; ``states`` are not read."""
+        return self.locate(conditions, states, lengths, prior)
 
 
 def _valid(lengths: Tensor, capacity: int) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from .config import SamplerConfig
 from .kernels import sampler_noise, sampler_step
 from .kernels._checks import require
-from .kernels.sampler import Mode
 from .memory import KVMemory
 from .model import JointDiT
 
@@ -29,26 +28,21 @@ class Denoiser:
             :meth:`JointDiT.commit`.
     """
 
-    def __init__(
-        self, model: JointDiT, config: SamplerConfig | None = None, batch: int = 1, mode: Mode = "renoise"
-    ) -> None:
+    def __init__(self, model: JointDiT, config: SamplerConfig | None = None, batch: int = 1) -> None:
         """Put the schedule on the model's device and compute the modulation of its levels.
 
         Args:
             model: whose velocities are followed.
             config: the schedule; by default that of the model's preset.
             batch: rows denoised together.
-            mode: ``"renoise"`` predicts the clean latents and adds fresh noise, for the few-step student;
-                ``"euler"`` follows the velocity, for the teacher.
 
         Raises:
-            KernelArgumentError: ``batch`` is below 1 or the mode has no such name.
+            KernelArgumentError: ``batch`` is below 1.
         """
         require(batch >= 1, "batch", "at least 1", batch)
-        require(mode in ("renoise", "euler"), "mode", "'renoise' or 'euler'", repr(mode))
         config = config or model.preset.sampler
         device = model.table.device
-        self.model, self.batch, self.mode = model, batch, mode
+        self.model, self.batch, self.mode = model, batch, config.mode
         self.sigmas = torch.tensor((*config.sigmas, 0.0), dtype=torch.float32, device=device)
         with torch.no_grad():
             self.modulation = model.modulation(self.sigmas[:-1])
@@ -65,10 +59,13 @@ class Denoiser:
         """Change the noise levels, or take up changed weights, without moving a tensor.
 
         Raises:
-            KernelArgumentError: the number of steps differs.
+            KernelArgumentError: the number of steps or their mode differs.
         """
-        limit = f"a schedule of {self.steps} steps"
-        require(config.steps == self.steps, "config", limit, config.steps, "make another Denoiser")
+        remedy = "make another Denoiser"
+        require(config.mode == self.mode, "config.mode", repr(self.mode), config.mode, remedy)
+        require(
+            config.steps == self.steps, "config", f"a schedule of {self.steps} steps", config.steps, remedy
+        )
         self.sigmas.copy_(torch.tensor((*config.sigmas, 0.0), dtype=torch.float32))
         self.modulation.copy_(self.model.modulation(self.sigmas[:-1]))
 

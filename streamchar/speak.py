@@ -10,6 +10,7 @@ import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,9 @@ from .session import Chunk
 from .text import check_text
 
 NOISE = "The weights are random: picture and sound are noise. Only the timing means something."
+
+#: Of the progress while an engine is built: the stage, a bar, and which of how many it is.
+WARM_UP_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Summary:
         wall_seconds: time since the first chunk was asked for.
         first_chunk_seconds: until the first picture and sound.
         latencies: seconds of each chunk, without writing the file.
+        interrupted: whether Ctrl-C ended it; the file holds what was spoken before.
     """
 
     budget_seconds: float
@@ -47,6 +52,7 @@ class Summary:
     wall_seconds: float = 0.0
     first_chunk_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def rtf(self) -> float:
@@ -104,7 +110,7 @@ def speak_to_file(
         TextError: the text cannot be spoken.
         ImageError: the reference cannot be used.
         MediaError: the file cannot be written.
-        KeyboardInterrupt: Ctrl-C, after the file was closed.
+        KeyboardInterrupt: Ctrl-C before there was anything to keep.
     """
     config = preset(preset_name)
     picture, clock = config.picture, config.clock
@@ -115,17 +121,28 @@ def speak_to_file(
         else default_reference(preset_name, picture.height, picture.width)
     )
     random_weights = shipped_weights(preset_name) is None
-    with console.status(f"building {preset_name}"):
-        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights)
+    with Progress(*WARM_UP_COLUMNS, console=console, transient=True) as progress:
+        task = progress.add_task(f"{preset_name}: weights", total=None)
+
+        def report(stage: str, number: int, count: int) -> None:
+            described = f"warming up: {stage}"
+            progress.update(task, description=described, completed=number, total=count, refresh=True)
+
+        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights, report=report)
     summary = Summary(config.seconds, words, random_weights)
     with (
         engine.open(image, seed=seed) as session,
         Mp4Writer(out, picture.height, picture.width, clock.frame_rate, clock.sample_rate) as writer,
         Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
     ):
-        for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
-            writer.write(chunk.host.video_yuv, chunk.host.audio)
-            live.update(_panel(summary))
+        try:
+            for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
+                writer.write(chunk.host.video_yuv, chunk.host.audio)
+                live.update(_panel(summary))
+        except KeyboardInterrupt:
+            if not writer.samples:
+                raise
+            summary.interrupted = True
     return summary
 
 

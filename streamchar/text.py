@@ -345,6 +345,11 @@ class TextWindow:
         return self._spoken == self._first + len(self._entries)
 
     @property
+    def origin(self) -> int:
+        """Tokens of the text before the window that :meth:`fill` chose last."""
+        return self._origin
+
+    @property
     def progress(self) -> float:
         """Tokens of the window that :meth:`fill` chose last that have been said, fractions included."""
         return self._reached - self._origin

@@ -68,9 +68,22 @@ def test_nine_latent_frames_keep_the_segments_in_proportion():
     assert (config.video_tokens, config.audio_tokens, config.samples) == (2304, 36, 36000)
 
 
+def test_conditioning_that_is_left_out_stays_out_at_another_length():
+    config = preset("5b")
+    config = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=1))
+    chunk = config.with_latent_frames(3).chunk
+    assert (chunk.sink_latents, chunk.motion_latents) == (0, 1)
+    assert (config.sink_tokens, config.cached_tokens) == (0, 512)
+
+
 def test_the_student_schedule_is_the_shifted_one():
     shifted = [5 * t / (1 + 4 * t) for t in (1.0, 0.75, 0.5, 0.25)]
     assert SamplerConfig().sigmas == pytest.approx(shifted, abs=5e-5)
+
+
+def test_a_sampler_knows_its_kinds_of_steps():
+    with pytest.raises(ConfigError, match="mode must be 'renoise' or 'euler', got 'heun'"):
+        SamplerConfig(mode="heun")
     assert SamplerConfig().steps == 4
 
 
@@ -97,6 +110,9 @@ LM = preset("tiny").orchestrator
         (lambda: replace(LM, kv_heads=3), "kv_heads", "a divisor of heads = 4"),
         (lambda: replace(LM, history_seconds=20.0), "history_seconds", "15 seconds"),
         (lambda: ChunkConfig(latent_frames=4), "sink_latents", "raise latent_frames"),
+        (lambda: ChunkConfig(sink_latents=-1), "sink_latents", "between 0 and latent_frames = 8"),
+        (lambda: ChunkConfig(motion_latents=1.0), "motion_latents", "a whole number"),
+        (lambda: ChunkConfig(reference_latents=0), "reference_latents", "a positive integer"),
         (lambda: ClockConfig(sample_rate=22050, frame_rate=24), "sample_rate", "resample"),
         (lambda: SamplerConfig(sigmas=()), "sigmas", "falling from 1"),
         (lambda: SamplerConfig(sigmas=(1.0, 0.5, 0.7)), "sigmas", "falling from 1"),

@@ -3,13 +3,14 @@
 Its phones are named as the CMU dictionary names them; the face's visemes go by the symbols of the voice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.visemes import Phone
 from .normalise import normalise
-from .wer import MARGIN, Audio, padded, pcm16
+from .wer import FRAME, MARGIN, Audio, padded, pcm16
 
 #: The voice's symbol for each phone of the CMU dictionary.
 SYMBOLS = {
@@ -36,11 +37,22 @@ _PHONES = {
     **{"a": "AA", "ɒ": "AA", "ɐ": "AH", "ə": "AH", "ᵊ": "AH", "ɚ": "ER", "ᵻ": "IH", "e": "EY", "o": "OW"},
     **{"Q": "OW", "T": "D", "ɾ": "D", "ʔ": "T", "r": "R"},
 }
-#: Seconds of a frame of the aligner.
-_FRAME = 0.01
 _SILENCE = "."
 # Recordings that cannot be aligned are tried again with noise of this deviation, three steps of 16 bits.
 _TRIES, _NOISE = 4, 1e-4
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word of a recording and its phones, at least one, in seconds; a silence has no text."""
+
+    text: str
+    phones: tuple[Phone, ...]
+
+    @property
+    def middle(self) -> float:
+        """When half of it is said, in seconds."""
+        return (self.phones[0].start + self.phones[-1].end) / 2
 
 
 class Aligner:
@@ -66,7 +78,19 @@ class Aligner:
         Returns:
             Phones with times in seconds; None where the aligner finds no way through the recording.
         """
-        words = normalise(text).split()
+        words = self.align_words(audio, normalise(text).split())
+        return None if words is None else [phone for word in words for phone in word.phones]
+
+    def align_words(self, audio: Audio, words: Sequence[str]) -> list[TimedWord] | None:
+        """Return ``words`` and the silences between them as they lie in ``audio``.
+
+        Args:
+            audio: [samples] fp32 in [-1, 1] at 24 kHz.
+            words: normalised, at least one; a word that is not in the dictionary is pronounced.
+
+        Returns:
+            In order, a silence without a text; None where the aligner finds no way through the recording.
+        """
         for word in words:
             if self._decoder.lookup_word(word) is None:
                 self._decoder.add_word(word, spelled_in_phones(self._pronounce(word)))
@@ -76,18 +100,23 @@ class Aligner:
         for _ in range(_TRIES):
             if self._search(pcm16(recording), words):
                 return [
-                    Phone(
-                        SYMBOLS.get(phone.name, _SILENCE),
-                        max(phone.start * _FRAME - MARGIN, 0.0),
-                        max((phone.start + phone.duration) * _FRAME - MARGIN, 0.0),
+                    TimedWord(
+                        "" if word.name.startswith("<") else word.name.split("(")[0],
+                        tuple(
+                            Phone(
+                                SYMBOLS.get(phone.name, _SILENCE),
+                                max(phone.start * FRAME - MARGIN, 0.0),
+                                max((phone.start + phone.duration) * FRAME - MARGIN, 0.0),
+                            )
+                            for phone in word
+                        ),
                     )
                     for word in self._decoder.get_alignment()
-                    for phone in word
                 ]
             recording = padded(audio) + noise.normal(0, _NOISE, len(recording)).astype(np.float32)
         return None
 
-    def _search(self, pcm: bytes, words: list[str]) -> bool:
+    def _search(self, pcm: bytes, words: Sequence[str]) -> bool:
         """Look for the words, then for the phones within them; return whether there is a way through."""
         self._decoder.set_align_text(" ".join(words))
         try:
@@ -120,7 +149,7 @@ def spelled_in_phones(symbols: str) -> str:
     return " ".join(phones)
 
 
-def spoken_span(phones: list[Phone]) -> tuple[float, float]:
+def spoken_span(phones: Sequence[Phone]) -> tuple[float, float]:
     """Return when the first sound begins and the last one ends, in seconds.
 
     Raises:

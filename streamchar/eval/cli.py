@@ -13,11 +13,6 @@ from rich.progress import track
 app = typer.Typer(no_args_is_help=True, help="Score what the engine makes. Needs the extra eval.")
 
 
-@app.callback()
-def main() -> None:
-    """Keep ``short`` a command of its own, with others to come."""
-
-
 @app.command()
 def short(
     checkpoint: Annotated[
@@ -105,3 +100,108 @@ def _short(
     for source, met in result["targets"].items():
         for target, reached in met.items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {source}: {target}")
+
+
+@app.command("long")
+def long_streams(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Directory of the engine to score; ground truth alone without it.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the engine in the table.")] = "student",
+    minutes: Annotated[int, typer.Option(min=1, help="Of a stream.")] = 10,
+    streams: Annotated[int, typer.Option(min=1, help="Texts, each with its character.")] = 1,
+    identities: Annotated[int, typer.Option(min=2, help="Characters to tell apart.")] = 32,
+    side: Annotated[int, typer.Option(min=32, help="Pixels of a picture's side without a checkpoint.")] = 96,
+    sink: Annotated[int | None, typer.Option(min=0, help="Latents kept of the first chunk.")] = None,
+    motion: Annotated[int | None, typer.Option(min=0, help="Latents kept of the last chunk.")] = None,
+    pointer: Annotated[
+        bool, typer.Option("--with-pointer/--without-pointer", help="Or go by planned durations alone.")
+    ] = True,
+    interrupt_every: Annotated[
+        float | None, typer.Option(min=2, help="Seconds after which speech is cut and goes on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of texts, motion and noise.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory; what is there already is kept.")
+    ] = Path("eval-long"),
+) -> None:
+    """Speak for minutes on end and write how each score goes; run again, it goes on where it was broken off.
+
+    Sources that are spoken into the same directory stand in one table: name one after another.
+    """
+    console = Console()
+    try:
+        _long(
+            checkpoint,
+            name,
+            minutes,
+            streams,
+            identities,
+            side,
+            sink,
+            motion,
+            pointer,
+            interrupt_every,
+            seed,
+            out,
+            console,
+        )
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(1) from None
+
+
+def _long(
+    checkpoint: Path | None,
+    name: str,
+    minutes: int,
+    streams: int,
+    identities: int,
+    side: int,
+    sink: int | None,
+    motion: int | None,
+    pointer: bool,
+    interrupt_every: float | None,
+    seed: int,
+    out: Path,
+    console: Console,
+) -> None:
+    # As above: seconds that other commands should not pay.
+    from ..config import preset
+    from ..data.speech import Speaker
+    from ..engine import StreamCharEngine
+    from .align import Aligner
+    from .long import Instruments
+    from .long_report import rich_table, targets
+    from .long_run import LongRun, Protocol, digest
+    from .sources import GroundTruth
+    from .streams import SpokenStream, TrueStream, ablated, voice_statistics
+    from .wer import Sphinx
+
+    engine = StreamCharEngine.from_pretrained(checkpoint) if checkpoint else None
+    config = engine.preset if engine else preset("tiny")
+    size = (config.picture.height, config.picture.width) if engine else (side, side)
+    run = LongRun(out, Protocol(minutes, identities, seed, size, config.seconds))
+    speaker = Speaker()
+    instruments = Instruments(
+        Sphinx(), Aligner(speaker.tokenizer.g2p), voice_statistics(speaker), size, identities
+    )
+
+    def progress(numbers: Iterable[int], source: str) -> Iterable[int]:
+        return track(numbers, description=source, total=len(list(numbers)), console=console, transient=True)
+
+    run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
+    if engine is not None and checkpoint is not None:
+        changes = {"sink": sink, "motion": motion}
+        parts = [name, *(f"{part} {kept}" for part, kept in changes.items() if kept is not None)]
+        parts += [] if pointer else ["without pointer"]
+        if len(parts) > 1:
+            engine = ablated(engine, sink=sink, motion=motion, pointer=pointer)
+        parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
+        spoken = SpokenStream(", ".join(parts), engine, interrupt_every)
+        run.run(spoken, streams, instruments, digest(checkpoint), progress)
+    truth, *others = run.report()
+    console.print(rich_table([truth, *others]))
+    for other in others:
+        for target, reached in targets(other, truth).items():
+            console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {other.source}: {target}")

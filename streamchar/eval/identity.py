@@ -25,6 +25,7 @@ class Gallery:
         if len(references) < 2:
             raise ValueError(f"references must be at least 2 pictures, got {len(references)}")
         self._embedded = embedding(references)
+        self._mean = self._embedded.mean(0)
 
     def nearest(self, frames: Frames) -> npt.NDArray[np.int64]:
         """Return the index of the most similar reference of each frame, [frames].
@@ -34,6 +35,19 @@ class Gallery:
         """
         found: npt.NDArray[np.int64] = torch.cdist(embedding(frames), self._embedded).argmin(1).numpy()
         return found
+
+    def similarity(self, frames: Frames, index: int) -> npt.NDArray[np.float64]:
+        """Return how alike each frame and a reference are, [frames]: 1 the same, about 0 any two characters.
+
+        The cosine of what both have apart from the mean of the gallery.
+
+        Args:
+            frames: [frames, height, width, 3] uint8 RGB.
+            index: of the reference.
+        """
+        own = (self._embedded[index] - self._mean)[None]
+        alike = F.cosine_similarity(embedding(frames) - self._mean, own)
+        return np.asarray(alike.double())
 
 
 def embedding(frames: Frames) -> torch.Tensor:

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..data.character import Identity, mouth_openness
-from .align import Aligner, spoken_span
+from .align import Aligner
 from .identity import Gallery
 from .pictures import psnr, ssim
-from .sources import SAMPLES_PER_FRAME, Clip, Item, Source, reference_frame
-from .sync import LipReader, Series, SyncScore, shifted, sync_score
+from .sources import Clip, Item, Source, reference_frame
+from .sync import LipReader, Series, SyncScore, beside_words, shifted, sync_score
 from .wer import SAMPLE_RATE, Recogniser, WordErrors, word_errors
 
-FRAME_RATE = SAMPLE_RATE / SAMPLES_PER_FRAME
 #: Frames by which the shifted control delays the lips; a metric that works finds them again.
 SHIFT = 5
-# Frames kept around the words when lips are correlated; silence that both share says nothing about sync.
-_AROUND = 6
 
 
 @dataclass
@@ -138,10 +135,9 @@ def _watch(measured: _Measured, item: Item, clip: Clip, aligner: Aligner, reader
         measured.known.append(mouth_openness(clip.phones, len(lips)).double().numpy())
     phones = aligner.align(clip.audio, item.text)
     if phones is not None:
-        first, last = (round(time * FRAME_RATE) for time in spoken_span(phones))
-        around = slice(max(first - _AROUND, 0), last + _AROUND)
-        measured.lips.append(lips[around])
-        measured.asked.append(mouth_openness(phones, len(lips)).double().numpy()[around])
+        seen, asked = beside_words(lips, phones)
+        measured.lips.append(seen)
+        measured.asked.append(asked)
 
 
 def _scores(name: str, measured: _Measured) -> SourceScores:

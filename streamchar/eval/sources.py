@@ -14,7 +14,7 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..data.character import Identity, animate, neutral, render
 from ..data.sentences import held_out_sentences
-from ..data.speech import Speaker
+from ..data.speech import Speaker, Utterance
 from ..data.visemes import Phone
 from ..engine import StreamCharEngine
 
@@ -49,12 +49,14 @@ class Clip:
         video: [frames, height, width, 3] uint8 RGB.
         phones: with true times where the source knows them.
         seconds: of computing, where it says something about speed.
+        said: when half of each word is said, in seconds, where the source knows it.
     """
 
     audio: npt.NDArray[np.float32]
     video: npt.NDArray[np.uint8]
     phones: Sequence[Phone] | None = None
     seconds: float | None = None
+    said: Sequence[float] | None = None
 
 
 class Source(Protocol):
@@ -88,8 +90,7 @@ def choose_items(count: int, identities: int, seed: int = 0) -> list[Item]:
     """
     if min(count, identities) < 1:
         raise ValueError(f"count and identities must be at least 1, got {count} and {identities}")
-    everyday = (files(__package__) / "everyday.txt").read_text(encoding="utf-8").splitlines()
-    everyday = everyday[: (count + 1) // 2]
+    everyday = everyday_sentences()[: (count + 1) // 2]
     unseen = held_out_sentences(count - len(everyday), seed)
     texts = [(text, "everyday") for text in everyday]
     for position, text in enumerate(unseen):
@@ -98,6 +99,11 @@ def choose_items(count: int, identities: int, seed: int = 0) -> list[Item]:
         Item(text, kind, FIRST_IDENTITY + index % identities, seed * 10_000 + index)
         for index, (text, kind) in enumerate(texts)
     ]
+
+
+def everyday_sentences() -> list[str]:
+    """Return sentences of everyday speech, written for this."""
+    return (files(__package__) / "everyday.txt").read_text(encoding="utf-8").splitlines()
 
 
 def reference_frame(identity: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -138,7 +144,14 @@ class GroundTruth:
         phones = [Phone(*timed) for timed in zip(said.symbols, starts, said.ends.tolist())]
         pose = animate(phones, frames, item.seed)
         video = render(Identity.sample(item.identity), pose, *self.size).permute(0, 2, 3, 1)
-        return Clip(audio, np.ascontiguousarray(video.numpy()), phones)
+        return Clip(audio, np.ascontiguousarray(video.numpy()), phones, said=half_said(said))
+
+
+def half_said(said: Utterance) -> list[float]:
+    """Return when half of the tokens of each word are said, in seconds: where a pointer passes the word."""
+    bounds = np.asarray([0, *said.word_ends])
+    times = np.interp((bounds[1:] + bounds[:-1]) / 2, np.arange(len(said.ends) + 1), [0.0, *said.ends])
+    return [float(time) for time in times]
 
 
 class RoundTrip:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from ..data.character import MOUTH_BOX, Identity, Pose, animate, render
-from ..data.visemes import VISEMES, Phone
+from ..data.character import MOUTH_BOX, Identity, Pose, animate, mouth_openness, render
+from ..data.visemes import FRAME_RATE, VISEMES, Phone
+from .align import spoken_span
 
 #: Lags looked at, in frames to either side: half a second.
 REACH = 12
@@ -23,6 +24,8 @@ _SWAY = 0.04
 # Frames drawn to calibrate a reader, and frames of a phone in them.
 _CALIBRATION, _PHONE_FRAMES = 320, 3
 _RIDGE = 1.0
+# Frames kept around the words when lips are correlated; silence that both share says nothing about sync.
+_AROUND = 6
 
 Series = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.uint8]
@@ -130,6 +133,21 @@ def sync_score(lips: Sequence[Series], asked: Sequence[Series], reach: int = REA
     curve = np.asarray([_correlation(pairs, lag) for lag in lags])
     best = int(curve.argmax())
     return SyncScore(lags[best], float(curve[best]), float(curve[reach]), len(pairs))
+
+
+def beside_words(lips: Series, phones: Sequence[Phone]) -> tuple[Series, Series]:
+    """Return what the lips do and what the sounds ask for in the frames around the words.
+
+    Args:
+        lips: gap of the lips, [frames].
+        phones: of the same frames, with times in seconds from the first.
+
+    Raises:
+        ValueError: there is no sound among the phones.
+    """
+    first, last = (round(time * FRAME_RATE) for time in spoken_span(phones))
+    around = slice(max(first - _AROUND, 0), last + _AROUND)
+    return lips[around], mouth_openness(phones, len(lips)).double().numpy()[around]
 
 
 def _correlation(pairs: Sequence[tuple[Series, Series]], lag: int) -> float:

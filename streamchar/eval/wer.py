@@ -17,8 +17,19 @@ SAMPLE_RATE = 24_000
 RECOGNISER_RATE = 16_000
 #: Silence put around a recording, in seconds: recognisers drop words that begin at once.
 MARGIN = 0.2
+#: Seconds of a frame of pocketsphinx.
+FRAME = 0.01
 
 Audio = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeardWord:
+    """A word that a recogniser heard, and when, in seconds."""
+
+    text: str
+    start: float
+    end: float
 
 
 class Recogniser(Protocol):
@@ -46,11 +57,23 @@ class Sphinx:
 
     def transcribe(self, audio: Audio) -> str:
         """Return the words of ``audio``, [samples] fp32 in [-1, 1] at 24 kHz; empty where it hears none."""
+        return " ".join(word.text for word in self.words(audio))
+
+    def words(self, audio: Audio) -> list[HeardWord]:
+        """Return the words of ``audio``, [samples] fp32 in [-1, 1] at 24 kHz, and when they are heard."""
         self._decoder.start_utt()
         self._decoder.process_raw(pcm16(padded(audio)), full_utt=True)
         self._decoder.end_utt()
-        heard = self._decoder.hyp()
-        return str(heard.hypstr) if heard else ""
+        # Silence and noise are written in brackets, and which pronunciation it was behind the word.
+        return [
+            HeardWord(
+                found.word.split("(")[0],
+                max(found.start_frame * FRAME - MARGIN, 0.0),
+                max((found.end_frame + 1) * FRAME - MARGIN, 0.0),
+            )
+            for found in self._decoder.seg() or ()
+            if found.word[0] not in "<["
+        ]
 
 
 class Whisper:

@@ -12,9 +12,12 @@ from ..data.corpus import SAMPLES_PER_FRAME, Corpus, Recording
 from .parallel import own, world
 
 
-def random_recordings(corpus: Corpus, count: int, generator: torch.Generator) -> list[Recording]:
-    """Draw recordings with a chance in proportion to their length."""
-    weights = torch.from_numpy(corpus.frames.astype(np.float64))
+def random_recordings(
+    corpus: Corpus, count: int, generator: torch.Generator, longer_than: int = 0
+) -> list[Recording]:
+    """Draw recordings of more than so many frames, with a chance in proportion to their length."""
+    frames = corpus.frames
+    weights = torch.from_numpy(np.where(frames > longer_than, frames, 0).astype(np.float64))
     chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
     return [corpus[int(index)] for index in chosen]
 

@@ -20,7 +20,11 @@ app = typer.Typer(add_completion=False)
 DIRECTORY = Path("~/.cache/streamchar")
 
 StageName = Annotated[
-    str, typer.Argument(help="data, vocoder, vae, orchestrator, teacher, student; or export, curves.")
+    str,
+    typer.Argument(
+        help="data, vocoder, vae, orchestrator, aligner, teacher, student, rollout (or rollout-without-sink, "
+        "rollout-without-pointer); or export, curves."
+    ),
 ]
 Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
 
@@ -33,7 +37,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Save and stop after so long.")] = None,
     steps: Annotated[int | None, typer.Option(help="In all, instead of the stage's own number.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    of: Annotated[str, typer.Option(help="Stage to export: teacher or student.")] = "student",
+    of: Annotated[str, typer.Option(help="Stage to export: teacher, student or a rollout.")] = "rollout",
     batch: Annotated[int | None, typer.Option(help="Examples of a step, in each process.")] = None,
     shard: Annotated[
         bool, typer.Option("--shard", help="Split weights and optimiser over the processes of torchrun.")

@@ -1,24 +1,29 @@
 """Put trained parts together as a checkpoint of the engine."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from ..codecs.vae import Vae
+from ..config import SamplerConfig
 from ..data.character import Identity, neutral, render
 from ..engine import StreamCharEngine
 from ..model import JointDiT
 from .stages import Workshop
 
+TEACHER_STEPS = 50
 #: Who a session shows that gives no reference of its own.
 DEFAULT_IDENTITY = 7
 
 
 def engine_of(workshop: Workshop, stage: str, max_sessions: int = 1) -> StreamCharEngine:
-    """Return an engine of the averaged weights of ``stage``, ``"teacher"`` or ``"student"``, in fp32."""
+    """Return an engine of the averaged weights of a joint stage in fp32; the teacher's takes many steps."""
     preset, joint = workshop.normalised(), workshop.joint(stage)
+    if stage == "teacher":
+        preset = replace(preset, sampler=SamplerConfig.shifted(TEACHER_STEPS))
     vae = Vae(preset.vae)
     vae.load_state_dict(workshop.vae().cpu().state_dict())
     dit = JointDiT(preset)

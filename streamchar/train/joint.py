@@ -85,9 +85,21 @@ class JointModel(Shardable):
         super().__init__()
         self.orchestrator = Orchestrator.from_preset(preset)
         self.dit = JointDiT(preset, backend="torch").bfloat16()
+        self._narrow: torch.dtype | None = None
+
+    @property
+    def split(self) -> bool:
+        """Whether the transformer's weights are split over processes."""
+        return self._narrow is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in, split or not."""
+        return self._narrow or self.dit.table.dtype
 
     def shard(self) -> None:
         """Split the transformer's weights; the orchestrator, which is not trained here, stays whole."""
+        self._narrow = self.dtype
         # A block writes its keys and values, which are its fifth and sixth argument.
         shard_layers(self.dit, self.dit.blocks, ("modulation", "commit", "step"), written=(4, 5))
 

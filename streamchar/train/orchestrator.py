@@ -18,7 +18,7 @@ from .flow import draw_sigmas, interpolate
 from .loop import LoopConfig, Stage, Trained
 from .parallel import rand, randint, randn, share, total_, world
 
-CONFIG = LoopConfig(steps=700, lr=1e-3, batch=32, matrix_lr=0.01, warmup=200)
+CONFIG = LoopConfig(steps=4000, lr=1e-3, batch=32, matrix_lr=0.01, warmup=200)
 #: Noisy versions of a chunk that share one pass over its prefix.
 DRAWS = 3
 POINTER_WEIGHT, DURATION_WEIGHT = 0.2, 0.3

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,14 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
-from . import orchestrator, student, teacher, vae, vocoder
+from . import aligner, orchestrator, rollout, student, teacher, vae, vocoder
+from .aligner import FrameClassifier
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
 from .parallel import one_by_one
 
 #: Recordings that are drawn and encoded, each with an identity of its own.
-VIDEOS = 400
+VIDEOS = 700
 
 
 class Workshop:
@@ -41,8 +43,14 @@ class Workshop:
             "vocoder": (vocoder.CONFIG, self._vocoder),
             "vae": (vae.CONFIG, self._vae),
             "orchestrator": (orchestrator.CONFIG, self._orchestrator),
+            "aligner": (aligner.CONFIG, self._aligner),
             "teacher": (teacher.CONFIG, self._teacher),
             "student": (student.CONFIG, self._student),
+            "rollout": (rollout.CONFIG, self._rollout),
+            **{
+                f"rollout-without-{part}": (rollout.CONFIG, partial(self._rollout, without=part))
+                for part in rollout.PARTS
+            },
         }
 
     @property
@@ -82,8 +90,14 @@ class Workshop:
         averaged(self.runs, "vae", {"vae": codec})
         return codec
 
+    def aligner(self) -> FrameClassifier:
+        """Return the trained network that tells tokens from audio latents."""
+        classifier = FrameClassifier.from_preset(self.preset)
+        averaged(self.runs, "aligner", {"aligner": classifier})
+        return classifier
+
     def joint(self, stage: str) -> JointModel:
-        """Return the joint model of a trained stage, ``"teacher"`` or ``"student"``."""
+        """Return the joint model of a trained stage: the teacher, the student, or one of the rollouts."""
         model = JointModel(self.preset)
         averaged(self.runs, stage, {"joint": model})
         return model
@@ -126,6 +140,9 @@ class Workshop:
     def _orchestrator(self, config: LoopConfig) -> Stage:
         return orchestrator.OrchestratorStage(self.preset, self.corpus(), self.audio(), self.device, config)
 
+    def _aligner(self, config: LoopConfig) -> Stage:
+        return aligner.AlignerStage(self.preset, self.corpus(), self.audio(), self.device, config)
+
     def _teacher(self, config: LoopConfig) -> Stage:
         speech = orchestrator.SpeechModel(self.preset)
         averaged(self.runs, "orchestrator", {"speech": speech})
@@ -136,3 +153,10 @@ class Workshop:
     def _student(self, config: LoopConfig) -> Stage:
         data = self.corpus(), self.audio(), self.video()
         return student.StudentStage(self.preset, *data, self.joint("teacher"), self.device, config)
+
+    def _rollout(self, config: LoopConfig, without: str | None = None) -> Stage:
+        data = self.corpus(), self.audio(), self.video()
+        score = JointModel(self.preset)
+        averaged(self.runs, "student", {"score": score})
+        models = self.joint("teacher"), self.joint("student"), score
+        return rollout.RolloutStage(self.preset, *data, *models, self.aligner(), self.device, config, without)

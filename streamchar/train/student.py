@@ -23,7 +23,7 @@ from .loop import LoopConfig, Stage, Trained
 from .parallel import randint, randn
 from .teacher import unsure
 
-CONFIG = LoopConfig(steps=300, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
+CONFIG = LoopConfig(steps=240, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
 #: Share of the run that is regression alone.
 WARM_UP = 0.4
 #: Learning rate of the student's own score against the student's: it must keep up with what moves.
@@ -45,6 +45,8 @@ class StudentStage(Stage):
         teacher: trained; not changed.
         device: where to train.
         config: of the loop.
+        start: what student and score start from, instead of the teacher.
+        trains_pointer: whether the student's pointer is trained, alone of its orchestrator.
     """
 
     name = "student"
@@ -58,15 +60,18 @@ class StudentStage(Stage):
         teacher: JointModel,
         device: torch.device,
         config: LoopConfig = CONFIG,
+        start: tuple[JointModel, JointModel] | None = None,
+        trains_pointer: bool = False,
     ) -> None:
         about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
         super().__init__(config, about)
         self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
         self.teacher = teacher.to(device).requires_grad_(False)
         self.student, self.score = JointModel(preset).to(device), JointModel(preset).to(device)
-        for model in (self.student, self.score):
-            model.load_state_dict(teacher.state_dict())
+        for model, source in zip((self.student, self.score), start or (teacher, teacher), strict=True):
+            model.load_state_dict(source.state_dict())
             model.orchestrator.requires_grad_(False)
+        self.student.orchestrator.pointer.requires_grad_(trains_pointer)
         self.memory = {
             name: KVMemory(preset, config.batch, device, torch.bfloat16)
             for name in ("student", "score", "teacher")

@@ -14,7 +14,7 @@ from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 from .parallel import rand, randn
 
-CONFIG = LoopConfig(steps=760, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.98)
+CONFIG = LoopConfig(steps=1500, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
 

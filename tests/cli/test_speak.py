@@ -1,14 +1,26 @@
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from streamchar import speak
+from streamchar import media, speak
 from streamchar.cli import app
 from streamchar.media import read_back
 from streamchar.speak import Summary, default_reference, summary_table
+from tests.engine.small import SMALL, build
 
 RUNNER = CliRunner()
+#: Seven chunks of the small engine's noise are many times what the small disk holds.
+LONG = " ".join(["one two three four five six seven eight nine ten"] * 5)
 
 
 def run(*arguments):
@@ -60,20 +72,157 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     assert "absent" in done.output.replace("\n", "")
 
 
-def test_after_ctrl_c_the_file_so_far_plays(tmp_path, monkeypatch):
-    timed = speak._timed
+@pytest.fixture
+def small(monkeypatch):
+    """Serve the command with the engine of the tests."""
+    monkeypatch.setattr(speak, "preset", lambda name: SMALL)
+    monkeypatch.setattr(speak, "shipped_weights", lambda name: None)
+    monkeypatch.setattr(speak.StreamCharEngine, "from_preset", lambda *_, report, **__: build(report=report))
 
-    def interrupted(chunks, summary):
-        for chunk in timed(chunks, summary):
-            yield chunk
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(speak, "_timed", interrupted)
+class FullDisk:
+    """A file on a disk that holds so many bytes; what of a write does not fit is left out."""
+
+    def __init__(self, file, room):
+        self._file, self._room = file, room
+
+    def write(self, data):
+        fits = data[: self._room - self._file.tell()]
+        if not len(fits):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(fits)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def fill_disk(monkeypatch, room):
+    class Output(media._Output):
+        def __init__(self, path):
+            super().__init__(path)
+            self._file = FullDisk(self._file, room)
+
+    monkeypatch.setattr(media, "_Output", Output)
+
+
+@pytest.mark.usefixtures("small")
+def test_on_a_full_disk_the_file_and_the_remedy_are_named_and_what_was_written_plays(tmp_path, monkeypatch):
+    fill_disk(monkeypatch, 60_000)
     out = tmp_path / "out.mp4"
-    done = run("One two three four.", "-o", out)
-    assert done.exit_code == 130
+    done = run(LONG, "-o", out, "--seconds", 20)
+    said = done.output
+    assert done.exit_code == 1, said
+    assert f"{out}: cannot be written after" in said
+    assert "No space left on device; the file so far plays; free space on its disk, or write to" in said
+    assert "Traceback" not in said
+    assert "real-time factor" not in said
+    frames = len(read_back(out).frames)
+    assert frames >= 24
+    assert frames % 24 == 0
+    assert out.stat().st_size <= 60_000
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("room", [0, 2_000], ids=["at-once", "within-the-first-second"])
+def test_on_a_disk_without_room_for_a_second_nothing_is_promised_to_play(tmp_path, monkeypatch, room):
+    fill_disk(monkeypatch, room)
+    out = tmp_path / "out.mp4"
+    done = run(LONG, "-o", out, "--seconds", 5)
+    assert done.exit_code == 1, done.output
+    assert "nothing that plays was written; free space" in done.output
+    assert "Traceback" not in done.output
+    assert out.stat().st_size == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_device_that_is_full_is_told_in_one_line():
+    done = run("Hello there.", "-o", "/dev/full", "--seconds", 3)
+    assert done.exit_code == 1, done.output
+    assert "/dev/full: cannot be written after" in done.output
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_after_ctrl_c_the_file_so_far_plays_and_is_summed_up(tmp_path, monkeypatch, chunks):
+    engines, make = [], speak.StreamCharEngine.make_chunk
+
+    def interrupted(engine, turn):
+        engines.append(engine)
+        if engine.stats().chunks == chunks:
+            raise KeyboardInterrupt
+        make(engine, turn)
+
+    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    out = tmp_path / "out.mp4"
+    done = run(LONG, "-o", out)
+    assert done.exit_code == 130, done.output
     assert "holds what was spoken" in " ".join(done.output.split())
-    assert read_back(out).frames.shape[0] == 32
+    assert f"in {chunks} chunks" in done.output
+    assert len(read_back(out).frames) == 32 * chunks
+    # The session is closed, whatever ended it.
+    assert engines[0].stats().sessions == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_every_stage_of_warming_up_is_shown_by_name_and_number(tmp_path):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    speak.speak_to_file(
+        "Hello.",
+        tmp_path / "out.mp4",
+        preset_name="tiny",
+        reference=None,
+        seed=0,
+        seconds=1,
+        console=console,
+    )
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).replace("\r", "\n").split("\n")
+    warming = list(dict.fromkeys(line.split()[-1] for line in lines if line.startswith("warming up: ")))
+    count = len(warming)
+    assert count > 8
+    assert warming == [f"{number}/{count}" for number in range(1, count + 1)]
+    assert any("warming up: denoising step 4" in line for line in lines)
+    assert any("tiny: weights" in line for line in lines)
+
+
+@pytest.mark.usefixtures("small")
+def test_ctrl_c_before_the_first_chunk_promises_no_file(tmp_path, monkeypatch):
+    def interrupted(engine, turn):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    done = run(LONG, "-o", tmp_path / "out.mp4")
+    assert done.exit_code == 130, done.output
+    assert "before anything was spoken" in " ".join(done.output.split())
+
+
+def test_a_signal_to_the_command_leaves_a_file_that_plays(tmp_path):
+    out = tmp_path / "out.mp4"
+    # A shell makes what it starts in the background deaf to Ctrl-C, and children inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from streamchar.cli import app; app()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "speak", LONG, "-o", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        patience = time.monotonic() + 120
+        while not (out.exists() and out.stat().st_size) and time.monotonic() < patience:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "holds what was spoken" in " ".join(said.split())
+    assert len(read_back(out).frames) >= 24
 
 
 def test_the_summary_counts_late_chunks_and_real_time():

@@ -17,7 +17,17 @@ def run(*arguments):
 def test_help_lists_the_stages():
     done = run("--help")
     assert done.exit_code == 0
-    for stage in ("data", "vocoder", "vae", "orchestrator", "teacher", "student", "export", "curves"):
+    for stage in (
+        "data",
+        "vocoder",
+        "vae",
+        "orchestrator",
+        "teacher",
+        "student",
+        "rollout",
+        "export",
+        "curves",
+    ):
         assert stage in done.output
 
 

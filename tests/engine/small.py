@@ -34,11 +34,16 @@ SMALL = replace(
 TEXT = "one two three four five six seven eight nine ten"
 
 
-def build(max_sessions=1, seed=0):
+def build(max_sessions=1, seed=0, config=SMALL, report=None):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        modules = JointDiT(SMALL), Orchestrator.from_preset(SMALL), Vae(SMALL.vae), Vocoder.from_preset(SMALL)
-    return StreamCharEngine(SMALL, *modules, max_sessions=max_sessions)
+        modules = (
+            JointDiT(config),
+            Orchestrator.from_preset(config),
+            Vae(config.vae),
+            Vocoder.from_preset(config),
+        )
+    return StreamCharEngine(config, *modules, max_sessions=max_sessions, report=report)
 
 
 def picture(seed=0):

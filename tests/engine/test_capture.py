@@ -51,7 +51,7 @@ def test_steps_played_back_with_no_python_in_between_give_the_same_media(played,
     assert torch.equal(ours[0], expected[0])
     assert torch.equal(ours[1], expected[1])
     steps = engine._pool.steps
-    # Recorded once each, within the first session, and played back ever after.
+    # Recorded once each, before the first session, and played back ever after.
     assert engine.stats().captures == len(steps) == len([step for step in steps if step.operations])
     assert engine.stats().replays > 4 * len(steps)
 
@@ -69,9 +69,38 @@ def test_what_was_recorded_asks_for_no_value_and_touches_fixed_tensors_alone(pla
 def test_playing_back_shows_a_table_that_was_read_on_the_host(monkeypatch):
     monkeypatch.setattr(attention_torch, "_attend_by_row", BY_ROW)
     ours, expected = (speak(built(pool), chunks=2)[0] for pool in (RecordingPool, LivePool))
-    # As long as the table is that of the recording the media are the same; then they part.
-    assert torch.equal(ours[:32], expected[:32])
-    assert not torch.equal(ours, expected)
+    # Recorded at warm-up, when nothing was committed, the table never says that anything is.
+    assert not torch.equal(ours[:32], expected[:32])
+
+
+def test_everything_is_recorded_before_the_first_session_and_each_stage_is_reported(monkeypatch):
+    reports = []
+
+    def report(name, number, count):
+        reports.append((name, number, count, sum(bool(step.operations) for step in pool.steps)))
+
+    pool = RecordingPool(torch.device("cpu"))
+    monkeypatch.setattr(engine_module, "GraphPool", lambda device: pool)
+    engine = build(report=report)
+    names, numbers, counts, recorded = map(list, zip(*reports, strict=True))
+    # Before each stage, all before it are recorded, and it is not.
+    assert numbers == list(range(1, len(pool.steps) + 1))
+    assert recorded == [number - 1 for number in numbers]
+    assert set(counts) == {engine.stats().captures} == {len(pool.steps)}
+    assert names[:2] == ["prefill", "noise"]
+    assert {"denoising step 1", "reference", "sink", "motion", "history", "video", "audio"} < set(names)
+
+
+def test_a_gpu_captures_the_steps_of_all_sessions_and_of_each(monkeypatch):
+    engine, names = build(max_sessions=2), []
+    alone = len(engine._passes._lane.stages() | engine._passes._decoders.stages())
+    assert engine.stats().replays == alone
+    monkeypatch.setattr(engine._passes, "_device", torch.device("cuda"))
+    with torch.inference_mode():
+        engine._passes.warm_up(lambda name, number, count: names.append((name, count)))
+    assert len(names) == 3 * alone == names[0][1]
+    for index, of in enumerate(("all sessions", "session 1", "session 2")):
+        assert names[index * alone][0] == f"{of}: prefill"
 
 
 def test_a_cpu_step_is_a_plain_call_that_is_counted():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from streamchar.config import OrchestratorConfig
-from streamchar.durations import TYPICAL, DurationPredictor, pointer_prior, token_times
+from streamchar.durations import TYPICAL, DurationPredictor, planned_times, pointer_prior, token_times
 from streamchar.numerics import assert_close
 from streamchar.orchestrator import Orchestrator, OrchestratorState
+from streamchar.pointer import PlannedPointer
 
 CONFIG = OrchestratorConfig(
     dim=64,
@@ -88,6 +89,12 @@ def test_the_prior_peaks_at_the_token_planned_for_a_frame():
     assert prior[0, 0, 2] == 0  # that token's middle is at the end of the first frame
 
 
+def test_times_are_read_back_from_their_prior(rng):
+    # A window of 96 tokens reaches some 150 frames ahead.
+    times = torch.rand((2, 96), generator=rng) * 150 - 20
+    torch.testing.assert_close(planned_times(pointer_prior(times, 32)), times, rtol=0, atol=2e-3)
+
+
 def build(rng, config=CONFIG):
     orchestrator = Orchestrator(config, CHANNELS, CHUNK)
     orchestrator.reset_parameters(rng)
@@ -165,6 +172,21 @@ def test_progress_moves_the_plan_and_the_pointer_with_it(rng):
     assert (positions[0] < positions[1]).all()
     assert (positions[1] < positions[2]).all()
     assert (positions[0].diff() > 0).all()
+
+
+def test_an_orchestrator_follows_its_plan_where_that_is_its_pointer(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    with torch.no_grad():
+        conditions = orchestrator(*inputs)[0]
+        orchestrator.pointer = PlannedPointer(CHUNK)
+        again, position = orchestrator(*inputs)
+        streaming = streamed(orchestrator, inputs)[1]
+        other = orchestrator(*inputs[:4], torch.randn_like(inputs[4]), *inputs[5:])[1]
+    assert torch.equal(again, conditions)  # what is said depends on no pointer
+    assert torch.equal(position, other)  # and the place on no audio
+    assert_close(streaming, position, torch.float32, 2 * GROWTH)
+    assert (position[0].diff() >= 0).all()
+    assert position[3].eq(0).all()
 
 
 def test_no_progress_is_the_beginning(rng):

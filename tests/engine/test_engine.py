@@ -5,12 +5,14 @@ import time
 import pytest
 import torch
 
+from streamchar import engine as engine_module
 from streamchar.checkpoint import CheckpointError
 from streamchar.engine import CapacityError, StreamCharEngine
 from streamchar.numerics import assert_close
 from streamchar.pacing import Pacer
-from streamchar.session import SessionBusyError, SessionClosedError
+from streamchar.session import SessionBusyError, SessionClosedError, Turn
 from streamchar.text import TextError
+from tests.engine.simulated import Simulated
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 
 
@@ -85,6 +87,75 @@ def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other()
         # Batched and single products sum in another order: fp32 rounding, through two chunks of feedback.
         assert_close(ours[1], audio, torch.float32, 2.0**14)
         assert (ours[0].int() - video.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("overlapping", [False, True], ids=["in-order", "overlapping"])
+def test_prefix_and_commit_are_batched_where_every_row_is_due_and_touch_no_other_row(
+    monkeypatch, overlapping
+):
+    if overlapping:
+        monkeypatch.setattr(engine_module, "streams_for", lambda device: Simulated(seed=4))
+    engine = build(max_sessions=3)
+    passes, ran = engine._passes, []
+    lanes = {"all": passes._lane} | {str(index): row.lane for index, row in enumerate(passes.rows)}
+    for name, lane in lanes.items():
+        for stage in ("prefill", "commit", "remember"):
+            work = getattr(lane, stage)
+
+            def note(*role, name=name, stage=stage, work=work):
+                ran.append((name, *(role or (stage,))))
+                work(*role)
+
+            monkeypatch.setattr(lane, stage, note)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in range(3)]
+    for session in sessions:
+        session._window.append(TEXT * 2 + " ")
+
+    @torch.inference_mode()
+    def make(*rows):
+        """Make a chunk of each, and let everything behind it run."""
+        ran.clear()
+        turns = [Turn(sessions[row], sessions[row]._window) for row in rows]
+        passes.make(turns)
+        for turn in turns:
+            passes.deliver(turn.delivery)
+        passes._commit_finished()
+        if overlapping:
+            passes._streams.drain()
+        return set(ran)
+
+    def memory(row):
+        lane = passes.rows[row].lane
+        state = [*vars(lane.state).values(), lane.buffers.history, *lane.memory.k, *lane.memory.v]
+        # Slots of noisy tokens hold nothing that outlives a pass.
+        fixed = lane.memory.regions["video"][0]
+        slots = slice(passes._lane.orchestrator.prefix_tokens)
+        state[:2] = [x[:, :, slots] for x in state[:2]]
+        return [x[:, :fixed] if x.dim() == 4 and x.shape[1] == lane.memory.capacity else x for x in state]
+
+    # The first chunk of one row, of two, then the first of one and a later one of the others.
+    before = [x.clone() for x in memory(2)]
+    assert {("0", "sink"), ("0", "motion"), ("0", "remember"), ("0", "prefill")} == make(0)
+    assert {("1", "sink"), ("0", "motion"), ("1", "motion")} < make(0, 1)
+    assert all(torch.equal(now, then) for now, then in zip(memory(2), before, strict=True))
+    commits = {("2", "sink"), ("all", "motion"), ("all", "remember")}
+    ran_together = make(0, 1, 2)
+    assert commits < ran_together
+    assert not {("0", "sink"), ("1", "sink"), ("0", "motion"), ("2", "motion")} & ran_together
+    assert ("all", "prefill") in ran_together or overlapping
+    assert make(0, 1, 2) == {("all", "prefill"), ("all", "motion"), ("all", "remember")}
+    before = [x.clone() for x in memory(1)]
+    make(0, 2)
+    assert all(torch.equal(now, then) for now, then in zip(memory(1), before, strict=True))
+
+
+def test_sinks_of_sessions_that_begin_together_share_a_pass(monkeypatch):
+    engine, roles = build(max_sessions=2), []
+    commit = engine._passes._lane.commit
+    monkeypatch.setattr(engine._passes._lane, "commit", lambda role: (roles.append(role), commit(role)))
+    sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
+    ask_together(engine, [lambda session=session: take(session, 2) for session in sessions])
+    assert roles[:2] == ["sink", "motion"]
 
 
 def test_a_second_text_continues_with_the_same_identity_and_clock():

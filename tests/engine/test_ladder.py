@@ -6,6 +6,9 @@ those before, and every chunk is made again from scratch: conditioning recompute
 new memory, the orchestrator as one full pass, the decoders in one piece over the whole clip.
 """
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from streamchar.kernels import sampler_noise, sampler_step
@@ -13,16 +16,17 @@ from streamchar.memory import KVMemory
 from streamchar.numerics import assert_close
 from streamchar.orchestrator import append_history
 from streamchar.sampler import Denoiser
+from streamchar.session import Turn
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 
-CHUNKS = 8
+T = SMALL.chunk.latent_frames
 #: The bound of one chunk in test_model.py, and half as much for what seven chunks before it hand on.
 GROWTH = 60.0
 
 
 def from_scratch(engine, reference, seed, windows):
     """Make the chunks again, remembering nothing but finished latents."""
-    preset, dit, orchestrator = SMALL, engine.dit, engine.orchestrator
+    preset, dit, orchestrator = engine.preset, engine.dit, engine.orchestrator
     denoiser = Denoiser(dit)
     latent = engine.vae.encode_image(reference[None])
     history = torch.zeros((1, preset.history_tokens, preset.dit.audio_channels))
@@ -41,8 +45,10 @@ def from_scratch(engine, reference, seed, windows):
             given = {"reference": latent[:, None]}
             if video:
                 given |= {"sink": video[0][:, : preset.chunk.sink_latents]}
-                given |= {"motion": video[-1][:, -preset.chunk.motion_latents :]}
+                given |= {"motion": video[-1][:, T - preset.chunk.motion_latents :]}
             for role, latents in given.items():
+                if not latents.shape[1]:
+                    continue
                 dit.commit(role, latents, denoiser.modulation, memory)
                 memory.set_valid(0, **{role: True})
             sigma = denoiser.sigmas[step].expand(1)
@@ -58,8 +64,12 @@ def from_scratch(engine, reference, seed, windows):
     return frames, samples
 
 
-def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
-    engine = build()
+@pytest.mark.parametrize(
+    ("sink", "motion", "chunks"), [(T, T, 8), (0, T, 3), (T, 0, 3), (0, 0, 3), (1, 1, 3)]
+)
+def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, sink, motion, chunks):
+    kept = replace(SMALL.chunk, sink_latents=sink, motion_latents=motion)
+    engine = build(config=replace(SMALL, chunk=kept))
     lane, windows = engine._passes.rows[0].lane, []
     draw = lane.draw
 
@@ -69,11 +79,36 @@ def test_eight_chunks_of_a_stream_equal_recomputing_everything(monkeypatch):
 
     monkeypatch.setattr(lane, "draw", recorded)
     with engine.open(picture(), seed=7) as session:
-        video, audio = media(take(session, CHUNKS, " ".join([TEXT] * 4)))
-    assert len(windows) == CHUNKS
+        video, audio = media(take(session, chunks, " ".join([TEXT] * 4)))
+    assert len(windows) == chunks
     with torch.no_grad():
         frames, samples = from_scratch(engine, picture(), 7, windows)
+    assert_equal_to_rounding(video, audio, frames, samples)
+
+
+def assert_equal_to_rounding(video, audio, frames, samples):
     assert_close(audio, samples, torch.float32, GROWTH)
     expected = ((frames + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
     # A byte may fall on either side of a half; nowhere do the streams part by more.
     assert (video.float() - expected).abs().max() <= 1
+
+
+@torch.inference_mode()
+def test_batched_passes_equal_recomputing_each_session_alone():
+    # One session is a chunk ahead: the first commit of the other, its sink, falls into a pass of both.
+    engine, seeds = build(max_sessions=2), (7, 8)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in seeds]
+    passes, windows, chunks = engine._passes, [[], []], [[], []]
+    for session in sessions:
+        session._window.append(" ".join([TEXT] * 3) + " ")
+    for rows in ((0,), (0, 1), (0, 1), (0, 1)):
+        turns = [Turn(sessions[row], sessions[row]._window) for row in rows]
+        passes.make(turns)
+        for row, turn in zip(rows, turns, strict=True):
+            buffers = passes.rows[row].lane.buffers
+            windows[row].append((buffers.text_ids.clone(), buffers.text_lengths.clone()))
+            chunks[row].append(passes.deliver(turn.delivery))
+    assert engine.stats().batched == 6
+    for row, seed in enumerate(seeds):
+        made = from_scratch(engine, picture(seed), seed, windows[row])
+        assert_equal_to_rounding(*media(chunks[row]), *made)

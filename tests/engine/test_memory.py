@@ -142,10 +142,35 @@ def test_time_is_relative_to_the_chunk_and_shared_by_both_modalities(device):
         return wrapped([frame for frame in range(first, last) for _ in range(6)])
 
     assert times("motion") == pytest.approx(frames(-2, 0), abs=1e-6)
-    assert times("sink") == pytest.approx(frames(-5, -2), abs=1e-6)
-    assert times("reference") == pytest.approx(frames(-6, -5), abs=1e-6)
+    assert times("sink") == pytest.approx(frames(-6, -3), abs=1e-6)
+    assert times("reference") == pytest.approx(frames(-7, -6), abs=1e-6)
     audio = wrapped([token / 4 for token in range(12)])
     assert times("chunk") == pytest.approx(frames(0, 3) + audio, abs=1e-6)
+
+
+@pytest.mark.parametrize(("sink", "motion"), [(0, 3), (3, 0), (0, 0), (1, 1)])
+def test_what_is_kept_of_sink_and_motion_moves_no_other_token_in_time(sink, motion):
+    config = small_preset()
+    whole, part = (
+        KVMemory(replace(config, chunk=replace(config.chunk, sink_latents=kept[0], motion_latents=kept[1])))
+        for kept in ((3, 3), (sink, motion))
+    )
+    for role in ("reference", "chunk"):
+        assert torch.equal(whole.tables[role].cos, part.tables[role].cos)
+    # The first latents of the sink and the last of the motion stand where they always stood.
+    assert torch.equal(part.tables["sink"].cos, whole.tables["sink"].cos[: 6 * sink])
+    assert torch.equal(part.tables["motion"].cos, whole.tables["motion"].cos[18 - 6 * motion :])
+
+
+def test_a_region_of_nothing_has_no_slots_and_is_never_seen():
+    config = small_preset()
+    config = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=0))
+    memory = KVMemory(config)
+    assert memory.regions["sink"] == memory.regions["motion"] == (16, 0)
+    assert memory.regions["video"] == (16, 18)
+    assert memory.tables["sink"].slots.shape == (1, 0)
+    memory.set_valid(0, reference=True, sink=True, motion=True)
+    assert lengths(memory, "chunk") == [6, 0, 0, 18, 12]
 
 
 def test_segments_are_named_in_the_order_of_their_table():

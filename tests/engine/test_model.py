@@ -90,7 +90,8 @@ def dense(
     config = model.preset
     w = {name: value.detach().double().cpu() for name, value in model.state_dict().items()}
     heads, head_dim = config.dit.heads, config.dit.head_dim
-    times = {"reference": -6, "sink": -5, "motion": -2, "video": 0}  # of this file's chunk: 1, 3, 2 and 3
+    # Of this file's chunk: 1 latent, 3, 2 and 3; the motion is the end of a whole chunk of 3.
+    times = {"reference": -7, "sink": -6, "motion": -2, "video": 0}
 
     def affine(name: str, x: torch.Tensor) -> torch.Tensor:
         y = torch.einsum("...i,oi->...o", x, w[f"{name}.weight"])
@@ -236,6 +237,29 @@ def test_an_absent_segment_is_not_seen_even_when_it_was_written(device, rng):
     fresh = through_memory(model, inputs, CASES["first chunk"], 0, KVMemory(config, device=device))
     assert relative_error(first[0], later[0].double()) > 1e-3
     assert all(map(torch.equal, first, fresh))
+
+
+def test_conditioning_of_no_latents_is_conditioning_that_never_came(device, rng):
+    config = small_preset()
+    inputs = Inputs(config, rng)
+    expected = through_memory(
+        small_model(config, device, torch.float32),
+        inputs,
+        CASES["first chunk"],
+        0,
+        KVMemory(config, device=device),
+    )
+    bare = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=0))
+    inputs.clean |= {role: inputs.clean[role][:, :0] for role in ("sink", "motion")}
+    results = through_memory(
+        small_model(bare, device, torch.float32),
+        inputs,
+        CASES["later chunk"],
+        0,
+        KVMemory(bare, device=device),
+    )
+    for out, reference in zip(results, expected):
+        assert_close(out, reference, torch.float32, GROWTH)
 
 
 def test_rows_at_different_points_equal_rows_alone(device, rng):

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamchar.durations import pointer_prior, token_times
 from streamchar.numerics import assert_close
-from streamchar.pointer import ProgressPointer, locate_word, pointer_loss, spoken_until
+from streamchar.pointer import PlannedPointer, ProgressPointer, locate_word, pointer_loss, spoken_until
 from streamchar.text import Word
 
 DIM, CAPACITY = 16, 7
@@ -216,3 +217,64 @@ def test_a_word_is_spoken_once_more_than_half_of_it_is_and_never_taken_back(posi
 def test_a_pointer_that_cannot_be_built_is_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
         ProgressPointer(*arguments)
+
+
+def planned(durations, progress, lengths, frames=8, draws=1):
+    """Return what a pointer that follows the plan says of even or uneven durations."""
+    times = token_times(torch.tensor(durations), torch.tensor(progress))
+    prior = pointer_prior(times, frames).repeat(1, draws, 1)
+    batch, tokens, capacity = prior.shape
+    conditions, keys = (torch.full((batch, size, DIM), torch.nan) for size in (tokens, capacity))
+    return PlannedPointer(frames).locate(conditions, keys, torch.tensor(lengths, dtype=torch.int32), prior)
+
+
+def test_the_plan_is_followed_frame_by_frame_from_where_the_speech_has_come_to():
+    position = planned([[2.0] * 7, [4.0] * 7], [0.5, 2.0], [7, 7])
+    expected = torch.tensor([[0.5 + (f + 1) / 2 for f in range(8)], [2 + (f + 1) / 4 for f in range(8)]])
+    torch.testing.assert_close(position, expected.clamp_max(7))
+
+
+def test_uneven_durations_are_met_at_the_middle_of_every_token():
+    # Middles at 1, 4, 6.5 and 7.5 of tokens that take 2, 4, 1 and 1 frames.
+    position = planned([[2.0, 4.0, 1.0, 1.0]], [0.0], [4])[0]
+    assert position[[0, 3]].tolist() == pytest.approx([0.5, 1.5], abs=1e-4)
+    assert position[6].item() == pytest.approx(3.0, abs=1e-4)
+    assert (position.diff() > 0).all()
+
+
+def test_a_plan_ends_where_the_text_ends_and_is_empty_without_one():
+    position = planned([[1.5] * 3 + [0.0] * 4, [0.0] * 7, [1.5] + [0.0] * 6], [0.0, 0.0, 0.0], [3, 0, 1])
+    assert position[0, -1] == 3
+    assert position[1].eq(0).all()
+    assert position[2].tolist() == pytest.approx([2 / 3] + [1.0] * 7)
+
+
+def test_a_plan_serves_every_draw_of_its_chunk():
+    one, three = (planned([[2.0, 3.0, 1.0] * 3], [1.0], [9], draws=draws) for draws in (1, 3))
+    assert torch.equal(three, one.repeat(1, 3))
+
+
+def test_a_plan_taken_up_chunk_after_chunk_arrives_on_time():
+    durations, progress, ends = [1.0, 3.0, 2.0, 6.0, 1.0, 1.5] * 4, 0.0, []
+    for _ in range(4):
+        progress = planned([durations], [progress], [24], frames=8)[0, -1].item()
+        ends.append(progress)
+    exact = [token_at(durations, 8.0 * (chunk + 1)) for chunk in range(4)]
+    assert ends == pytest.approx(exact, abs=1.0)
+
+
+def token_at(durations, time):
+    """Walk along the tokens until so much time has gone."""
+    for index, duration in enumerate(durations):
+        if time < duration:
+            return index + time / duration
+        time -= duration
+    return float(len(durations))
+
+
+def test_without_a_plan_there_is_nothing_to_follow():
+    states = torch.zeros(1, CAPACITY, DIM)
+    with pytest.raises(ValueError, match="set duration_dim"):
+        PlannedPointer(4)(states[:, :4], states, torch.tensor([3], dtype=torch.int32))
+    with pytest.raises(ValueError, match="at least 2"):
+        PlannedPointer(1)

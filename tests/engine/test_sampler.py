@@ -43,7 +43,6 @@ class Scene:
         self,
         device: torch.device | str,
         batch: int = 1,
-        mode: str = "renoise",
         schedule: SamplerConfig | None = None,
         config: Preset | None = None,
     ) -> None:
@@ -58,7 +57,7 @@ class Scene:
         c_a = torch.randn(1, config.audio_tokens, config.orchestrator.dim)
         self.model.to(device)
         self.clean, self.c_a = (x.to(device).repeat(batch, *(1,) * (x.dim() - 1)) for x in (clean, c_a))
-        self.denoiser = Denoiser(self.model, schedule, batch, mode)
+        self.denoiser = Denoiser(self.model, schedule, batch)
         self.memory = KVMemory(config, batch, device)
         self.commit("reference", self.clean[:, : config.chunk.reference_latents])
         self.x_video = torch.full_like(self.clean, float("nan"))
@@ -109,7 +108,7 @@ def noise(scene: Scene, draw: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("mode", ["renoise", "euler"])
 def test_the_loop_follows_its_equation(device, mode):
-    scene = Scene(device, mode=mode)
+    scene = Scene(device, schedule=replace(SamplerConfig(), mode=mode))
     scene.chunk.fill_(3)
     sigmas = [*SamplerConfig().sigmas, 0.0]
     modulation = scene.model.modulation(torch.tensor(sigmas[:-1], device=device))
@@ -131,10 +130,7 @@ def test_the_loop_follows_its_equation(device, mode):
 
 def test_many_euler_steps_converge(device):
     # Euler's error is of first order: from 8 to 16 to 32 steps its change halves, or nearly.
-    ends = [
-        Scene(device, mode="euler", schedule=SamplerConfig.shifted(steps, shift=1.0)).run()[0]
-        for steps in (8, 16, 32)
-    ]
+    ends = [Scene(device, schedule=SamplerConfig.shifted(steps, shift=1.0)).run()[0] for steps in (8, 16, 32)]
     changes = [relative_error(a, b.double()) for a, b in pairwise(ends)]
     assert changes[1] < 0.7 * changes[0]
 
@@ -279,10 +275,10 @@ def test_arguments_that_do_not_fit_are_refused(device):
     scene = Scene(device)
     with pytest.raises(KernelArgumentError, match="batch must be at least 1"):
         Denoiser(scene.model, batch=0)
-    with pytest.raises(KernelArgumentError, match="mode must be 'renoise' or 'euler', got 'heun'"):
-        Denoiser(scene.model, mode="heun")
     with pytest.raises(KernelArgumentError, match="config must be a schedule of 4 steps, got 2"):
         scene.denoiser.set_schedule(SamplerConfig((1.0, 0.5)))
+    with pytest.raises(KernelArgumentError, match=r"config\.mode must be 'renoise', got euler"):
+        scene.denoiser.set_schedule(SamplerConfig.shifted(4))
     given = (scene.x_video, scene.x_audio, scene.seed, scene.chunk, scene.conditions, scene.memory)
     with pytest.raises(KernelArgumentError, match="index must be between 0 and 3, got 4"):
         scene.denoiser.step(4, *given)

@@ -43,7 +43,7 @@ def test_every_order_that_queues_allow_gives_the_media_of_one_after_another(seed
 
 
 def test_queues_that_do_not_wait_for_one_another_are_noticed():
-    session = overlapping(Simulated(3, heedless=True)).open(picture(), seed=7)
+    session = overlapping(Simulated(heedless=True)).open(picture(), seed=7)
     # Media are copied before they are there.
     with pytest.raises(IndexError):
         take(session, 3)

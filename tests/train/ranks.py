@@ -1,7 +1,9 @@
 """Two processes that train together, and the stages that they and a single one are compared on."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,10 +18,10 @@ from streamchar.config import Preset, preset
 from streamchar.data.corpus import CorpusConfig, build_corpus
 from streamchar.memory import KVMemory
 from streamchar.model import JointDiT
-from streamchar.train import orchestrator, student, teacher
+from streamchar.train import orchestrator, rollout, student, teacher
 from streamchar.train.joint import JointModel, VideoLatents
 from streamchar.train.loop import LoopConfig, Stage, Trained, run
-from streamchar.train.parallel import processes, randn, rank
+from streamchar.train.parallel import means, processes, randn, rank
 from streamchar.train.sharding import Shardable, shard_layers
 from tests.engine.small import SMALL
 
@@ -30,10 +32,19 @@ PRESET = replace(
     ),
 )
 CORPUS = CorpusConfig(hours=0.006, sentences=(1, 2))
-STEPS, HALF = 4, 2
+STEPS = 4
 CPU = torch.device("cpu")
 #: A hang must fail the test, not stop the suite.
 TIMEOUT = 300.0
+
+
+class Listener(nn.Module):
+    """Hears silence, token 0, whatever the latents are."""
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        heard = torch.full((*latents.shape[:2], PRESET.orchestrator.vocabulary), -20.0)
+        heard[..., 0] = 0.0
+        return heard
 
 
 class Net(Shardable):
@@ -91,6 +102,9 @@ def build(name: str, config: LoopConfig, corpus_directory: Path) -> Stage:
         return orchestrator.OrchestratorStage(PRESET, corpus, audio, CPU, config)
     if name == "student":
         return student.StudentStage(PRESET, corpus, audio, video, model, CPU, config)
+    if name == "rollout":
+        models = model, model, model
+        return rollout.RolloutStage(PRESET, corpus, audio, video, *models, Listener(), CPU, config)
     velocity = nn.Linear(PRESET.orchestrator.dim, PRESET.dit.audio_channels)
     return teacher.TeacherStage(PRESET, corpus, audio, video, (model.orchestrator, velocity), CPU, config)
 
@@ -122,15 +136,37 @@ def train(
     corpus: Path,
     directory: Path,
     shard: bool = False,
-    until: int = STEPS,
+    steps: int = STEPS,
     narrow: bool = False,
-) -> Stage:
-    """Train a stage to a step, saved and resumed after each, so that each is logged by itself."""
+) -> None:
+    """Train a stage, saved and resumed after its first step; a copy of that first state stays beside it.
+
+    What every step logs, averaged over processes, is left in curve.json.
+    """
     with nullcontext() if narrow else in_fp32():
         stage = build(name, config(name, batch, shard, narrow), corpus)
-    while run(stage, directory, minutes=0) < until:
-        pass
-    return stage
+    curve, update = [], stage.update
+
+    def recorded(step: int, generator: torch.Generator) -> dict[str, float]:
+        logged = update(step, generator)
+        curve.append({"step": step, **dict(zip(logged, means([*logged.values()]), strict=True))})
+        return logged
+
+    stage.update = recorded
+    folder = directory / name
+    if not (folder / "checkpoint.pt").exists():
+        run(stage, directory, minutes=0)
+        if rank() == 0:
+            shutil.copytree(folder, first_of(directory) / name)
+    if steps > 1:
+        run(stage, directory)
+    if rank() == 0:
+        (folder / "curve.json").write_text(json.dumps(curve))
+
+
+def first_of(directory: Path) -> Path:
+    """Return where runs in a directory leave their states after the first step."""
+    return directory.with_name(f"first step of {directory.name}")
 
 
 def work(number: int, port: int, tasks: list[tuple], corpus: Path) -> None:

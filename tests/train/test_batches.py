@@ -121,6 +121,8 @@ def test_recordings_are_drawn_in_proportion_to_their_length(corpus, rng):
     counts = np.bincount([each.index for each in drawn], minlength=len(corpus)) / 4000
     # Six standard errors.
     np.testing.assert_allclose(counts, corpus.frames / corpus.frames.sum(), atol=6 * 0.5 / 4000**0.5)
+    shortest = int(corpus.frames.min())
+    assert all(each.frames > shortest for each in random_recordings(corpus, 200, rng, shortest))
 
 
 def test_excerpts_start_at_whole_tokens_and_short_recordings_end_in_silence(corpus, rng):

@@ -34,8 +34,12 @@ LOGGED = {
     "vocoder": {"spectral", "judged", "fooled", "features", "norm"},
     "vae": {"pixels", "edges", "size", "psnr", "norm"},
     "orchestrator": {"flow", "pointer", "durations", "norm"},
+    "aligner": {"entropy", "norm"},
     "teacher": {"video", "audio", "norm"},
     "student": {"anchor", "matching", "score", "norm"},
+    "rollout": {"matching", "anchor", "pointer", "off", "score", "norm", "chunks"},
+    "rollout-without-sink": {"matching", "anchor", "pointer", "off", "score", "norm", "chunks"},
+    "rollout-without-pointer": {"matching", "anchor", "off", "score", "norm", "chunks"},
 }
 
 

@@ -1,0 +1,155 @@
+"""A long evaluation in a directory: one file a finished stream, so that it can be broken off."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .long import Instruments, StreamScores, score_stream
+from .long_report import SourceCourse, as_dict, draw, markdown, merge
+from .streams import LongSource, TrueStream, write_script
+from .transcript import EdgeCount
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What streams have to share to stand in one table.
+
+    Attributes:
+        minutes: of a stream.
+        identities: characters of the gallery.
+        seed: of texts, motion and noise.
+        size: height and width of the pictures.
+        chunk: seconds of a chunk.
+    """
+
+    minutes: int
+    identities: int
+    seed: int
+    size: tuple[int, int]
+    chunk: float
+
+
+class LongRun:
+    """The streams in a directory.
+
+    Args:
+        directory: made where it is not there.
+        protocol: of all of them.
+
+    Raises:
+        ValueError: the directory holds streams of another protocol.
+    """
+
+    def __init__(self, directory: Path, protocol: Protocol) -> None:
+        self.directory, self.protocol = directory, protocol
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, found in self._files():
+            if found["protocol"] != self._spelled():
+                other = f"got {found['protocol']} in {file.name}; name another directory"
+                raise ValueError(f"directory must hold streams of {self._spelled()}, {other}")
+
+    def run(
+        self,
+        source: LongSource,
+        streams: int,
+        instruments: Instruments,
+        weights: str = "",
+        progress: Callable[[Iterable[int], str], Iterable[int]] = lambda numbers, _: numbers,
+    ) -> None:
+        """Let a source speak the streams that it has not spoken yet.
+
+        Args:
+            source: who speaks.
+            streams: that are wanted.
+            instruments: to measure with.
+            weights: digest of the source's weights, from :func:`digest`.
+            progress: wraps the numbers of the streams to come, told the source's name.
+
+        Raises:
+            ValueError: streams of that name were spoken with other weights.
+        """
+        due = []
+        for number in range(streams):
+            file = self._file(source.name, number)
+            if not file.is_file():
+                due.append(number)
+            elif json.loads(file.read_text(encoding="utf-8"))["weights"] != weights:
+                raise ValueError(
+                    f"{source.name!r} must be one set of weights in {self.directory}, got two; "
+                    "give the new ones a name of their own"
+                )
+        for number in progress(due, source.name):
+            protocol = self.protocol
+            script = write_script(protocol.minutes, number, protocol.identities, protocol.seed)
+            scores, shown = score_stream(source, script, instruments, protocol.chunk)
+            file = self._file(source.name, number)
+            save_sheet(shown, file.with_suffix(".png"))
+            entry = {"protocol": self._spelled(), "source": source.name, "weights": weights, "stream": number}
+            # A file is there whole or not at all.
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(entry | {"scores": asdict(scores)}, indent=1) + "\n", encoding="utf-8")
+            os.replace(part, file)
+
+    def courses(self) -> list[SourceCourse]:
+        """Return every source of the directory, ground truth first, the others by name."""
+        streams: dict[str, list[StreamScores]] = {}
+        for _, found in self._files():
+            streams.setdefault(found["source"], []).append(_read_scores(found["scores"]))
+        names = sorted(streams, key=lambda name: (name != TrueStream.name, name))
+        return [merge(name, streams[name]) for name in names]
+
+    def report(self) -> list[SourceCourse]:
+        """Write long.json, long.md and long.png of all streams there are, and return what they say."""
+        courses = self.courses()
+        result = {"protocol": self._spelled(), "sources": as_dict(courses)}
+        target = self.directory / "long.json"
+        target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        target.with_suffix(".md").write_text(markdown(courses), encoding="utf-8")
+        draw(courses, target.with_suffix(".png"))
+        return courses
+
+    def _spelled(self) -> dict[str, Any]:
+        return asdict(self.protocol) | {"size": list(self.protocol.size)}
+
+    def _file(self, source: str, number: int) -> Path:
+        return self.directory / f"{re.sub('[^a-z0-9]+', '-', source.lower())}.{number:03d}.json"
+
+    def _files(self) -> Iterable[tuple[Path, dict[str, Any]]]:
+        for file in sorted(self.directory.glob("*.[0-9][0-9][0-9].json")):
+            yield file, json.loads(file.read_text(encoding="utf-8"))
+
+
+def digest(checkpoint: Path) -> str:
+    """Return a digest of the files of a checkpoint, which tells changed weights from the same."""
+    found = blake2b(digest_size=8)
+    for file in sorted(checkpoint.iterdir()):
+        if file.suffix in (".json", ".safetensors"):
+            found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def save_sheet(shown: npt.NDArray[np.uint8], target: Path) -> None:
+    """Write frames as one picture, a row for each minute shown.
+
+    Args:
+        shown: [rows, columns, height, width, 3] uint8 RGB.
+        target: a PNG file.
+    """
+    rows, columns, height, width, _ = shown.shape
+    Image.fromarray(shown.swapaxes(1, 2).reshape(rows * height, columns * width, 3)).save(
+        target, optimize=True
+    )
+
+
+def _read_scores(found: dict[str, Any]) -> StreamScores:
+    counts = {name: EdgeCount(**found[name]) for name in ("skipped", "repeated")}
+    return StreamScores(**found | counts)

@@ -1,0 +1,228 @@
+"""What a long stream says against what it was asked to say, word by word, without holding the stream.
+
+Words are heard segment by segment. How far in the transcript a segment reaches is decided by edit distance,
+with the segments that follow it at hand, and by nothing that the engine says of itself: a pointer that loses
+its place must not lose the score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .wer import HeardWord
+
+#: Segments heard after one before its words are settled.
+LOOKAHEAD = 2
+#: Asked words that unsettled segments may reach over: so many for each word heard, and so many more.
+_REACH_PER_WORD, _REACH = 3, 40
+#: Words to either side in which an inserted word is looked for before it counts as said again.
+_AGAIN = 3
+
+Pair = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A word of a stream: asked, heard, or both.
+
+    Attributes:
+        time: of its middle, in seconds of the stream; of a word not heard, between those heard around it.
+        asked: its number in the transcript, None where it was not asked for.
+        heard: what was heard, None where nothing was.
+        right: whether the one is the other.
+        again: whether it was not asked for and is one of the words beside it.
+    """
+
+    time: float
+    asked: int | None
+    heard: str | None
+    right: bool
+    again: bool = False
+
+
+def edit_path(asked: Sequence[str], heard: Sequence[str], *, open_end: bool = False) -> list[Pair]:
+    """Return a shortest way from what was asked to what was heard, as pairs of indices.
+
+    Args:
+        asked: words.
+        heard: words.
+        open_end: whether words asked after the last one heard may be left out for nothing; of equal ways the
+            one that leaves about as many words as were heard is taken.
+
+    Returns:
+        Pairs in order: (i, j) is word i heard as j, (i, None) one not heard, (None, j) one not asked for.
+    """
+    columns = np.arange(len(asked) + 1)
+    cost = np.empty((len(heard) + 1, len(asked) + 1), np.int32)
+    cost[0] = columns
+    words = np.asarray(asked, dtype=object)
+    for row, word in enumerate(heard, 1):
+        best = cost[row - 1] + 1
+        best[1:] = np.minimum(best[1:], cost[row - 1, :-1] + (words != word))
+        # Leaving out words asked costs one each, from whatever is the best place to begin.
+        cost[row] = np.minimum.accumulate(best - columns) + columns
+    i, j = len(asked), len(heard)
+    if open_end:
+        ends = np.flatnonzero(cost[j] == cost[j].min())
+        i = int(ends[np.abs(ends - len(heard)).argmin()])
+    path: list[Pair] = []
+    while i or j:
+        here = cost[j, i]
+        if i and j and here == cost[j - 1, i - 1] + (asked[i - 1] != heard[j - 1]):
+            i, j = i - 1, j - 1
+            path.append((i, j))
+        elif i and here == cost[j, i - 1] + 1:
+            i -= 1
+            path.append((i, None))
+        else:
+            j -= 1
+            path.append((None, j))
+    return path[::-1]
+
+
+@dataclass
+class Settled:
+    """A segment whose words have been found in the transcript.
+
+    Attributes:
+        events: in order.
+        first: number of the first word asked that something was heard for, None where there is none.
+        last: of the last one.
+    """
+
+    events: list[Event]
+    first: int | None
+    last: int | None
+
+
+@dataclass
+class Reader:
+    """Follow a transcript through the segments of a stream.
+
+    Args:
+        asked: the normalised words of the transcript.
+
+    Attributes:
+        events: of all segments settled so far.
+    """
+
+    asked: Sequence[str]
+    events: list[Event] = field(default_factory=list)
+    _place: int = 0
+    _waiting: list[list[HeardWord]] = field(default_factory=list)
+
+    def hear(self, words: Sequence[HeardWord]) -> Settled | None:
+        """Take in the words of the next segment; return the segment :data:`LOOKAHEAD` before it, if any."""
+        self._waiting.append(list(words))
+        return self._settle() if len(self._waiting) > LOOKAHEAD else None
+
+    def finish(self) -> list[Settled]:
+        """Return the segments that are left, in order."""
+        return [self._settle() for _ in range(len(self._waiting))]
+
+    def _settle(self) -> Settled:
+        """Find the words of the oldest waiting segment."""
+        heard = [word for segment in self._waiting for word in segment]
+        own = len(self._waiting.pop(0))
+        reach = self._place + _REACH_PER_WORD * len(heard) + _REACH
+        asked = self.asked[self._place : reach]
+        path = edit_path(asked, [word.text for word in heard], open_end=True)
+        # Words not heard behind the last one of the segment belong to the next.
+        until = max((index + 1 for index, (_, j) in enumerate(path) if j is not None and j < own), default=0)
+        path = path[:until]
+        events = [self._event(path, index, heard) for index in range(until)]
+        found = [event.asked for event in events if event.asked is not None and event.heard is not None]
+        self._place += sum(i is not None for i, _ in path)
+        self.events += events
+        return Settled(events, min(found, default=None), max(found, default=None))
+
+    def _event(self, path: Sequence[Pair], index: int, heard: Sequence[HeardWord]) -> Event:
+        i, j = path[index]
+        asked = None if i is None else self._place + i
+        if j is not None:
+            word = heard[j]
+            right = asked is not None and self.asked[asked] == word.text
+            return Event(
+                (word.start + word.end) / 2, asked, word.text, right, self._again(path, index, heard)
+            )
+        # Between what was heard before and after; every segment ends with a word heard.
+        before = next((heard[k] for _, k in path[index::-1] if k is not None), None)
+        after = next(heard[k] for _, k in path[index:] if k is not None)
+        start = before.end if before is not None else after.start
+        run = [k for k in range(len(path)) if path[k][1] is None and _same_run(path, k, index)]
+        share = (run.index(index) + 0.5) / len(run)
+        return Event(start + share * (after.start - start), asked, None, False)
+
+    @staticmethod
+    def _again(path: Sequence[Pair], index: int, heard: Sequence[HeardWord]) -> bool:
+        i, j = path[index]
+        if i is not None or j is None:
+            return False
+        beside = [*path[max(index - _AGAIN, 0) : index], *path[index + 1 : index + 1 + _AGAIN]]
+        return any(a is not None and b is not None and heard[b].text == heard[j].text for a, b in beside)
+
+
+def _same_run(path: Sequence[Pair], one: int, other: int) -> bool:
+    low, high = sorted((one, other))
+    return all(j is None for _, j in path[low : high + 1])
+
+
+@dataclass(frozen=True)
+class EdgeCount:
+    """Words skipped or repeated near the edges of chunks and away from them.
+
+    Near is within a quarter of a chunk of an edge, which is half of the time: without a cause at the edges
+    both counts are the same but for chance.
+
+    Attributes:
+        near: words within a quarter of a chunk.
+        away: the others.
+        edges: of chunks in the stream.
+    """
+
+    near: int
+    away: int
+    edges: int
+
+    @property
+    def excess(self) -> float:
+        """Words more at an edge than away from it, for each edge."""
+        return (self.near - self.away) / self.edges if self.edges else 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error of the excess, the counts being Poisson's."""
+        return float((self.near + self.away) ** 0.5 / self.edges) if self.edges else 0.0
+
+
+def at_edges(times: Sequence[float], chunk: float, seconds: float) -> EdgeCount:
+    """Count events near the edges of chunks.
+
+    Args:
+        times: of the events, in seconds.
+        chunk: length of a chunk in seconds.
+        seconds: length of the stream.
+    """
+    phase = np.mod(np.asarray(times, np.float64), chunk) / chunk
+    near = int((np.minimum(phase, 1 - phase) < 0.25).sum())
+    return EdgeCount(near, len(times) - near, max(int(seconds / chunk) - 1, 0))
+
+
+def per_minute(events: Sequence[Event], minutes: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the rates of each minute: "word errors", "skipped", "repeated", a word asked; NaN without words.
+
+    Args:
+        events: of the whole stream.
+        minutes: of the stream; later events are left out.
+    """
+    table = np.zeros((4, minutes))
+    for event in events:
+        minute = int(event.time // 60)
+        if 0 <= minute < minutes:
+            skipped = event.heard is None
+            table[:, minute] += (event.asked is not None, not event.right, skipped, event.again)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = table[1:] / np.where(table[0] > 0, table[0], np.nan)
+    return dict(zip(("word errors", "skipped", "repeated"), rates))

@@ -1,0 +1,183 @@
+"""A whole stream of two minutes, made up so that every score has a known answer."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from string import ascii_lowercase
+
+import numpy as np
+import pytest
+
+from streamchar.data.character import Identity, Phone, animate, render
+from streamchar.eval.align import TimedWord
+from streamchar.eval.long import Instruments, Scorer, StreamScores, resident_megabytes, slope
+from streamchar.eval.sources import FIRST_IDENTITY
+from streamchar.eval.streams import Part, Script
+from streamchar.eval.wer import HeardWord
+
+SIZE, MINUTES, CHUNK = 32, 2, 96
+FRAMES = MINUTES * 60 * 24
+#: Frames from one word to the next, and of its sound; what is left is a pause that a cut may fall in.
+SLOT, SOUND = 16, 10
+SLOTS = FRAMES // SLOT
+#: Frames after which the picture comes again.
+PERIOD = 480
+# Between two letters that no rule of spelling knows.
+WORDS = [f"q{a}{b}q" for a in ascii_lowercase for b in ascii_lowercase][: 2 * SLOTS]
+SCRIPT = Script((" ".join(WORDS),), FIRST_IDENTITY, 0, 60.0 * MINUTES)
+SECONDS_A_SLOT = SLOT / 24
+
+
+def spoken(audio: np.ndarray) -> list[tuple[int, float, float]]:
+    """Read words off their loudness: number, start and end in seconds."""
+    level = np.round(audio.reshape(-1, 1000)[:, 500] * 1000).astype(int)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], level, [0]])))
+    return [(level[a] - 1, a / 24, b / 24) for a, b in pairwise(edges) if level[a]]
+
+
+class Ear:
+    def words(self, audio: np.ndarray) -> list[HeardWord]:
+        return [HeardWord(WORDS[number], start, end) for number, start, end in spoken(audio)]
+
+    def align_words(self, audio: np.ndarray, words: Sequence[str]) -> list[TimedWord] | None:
+        found = spoken(audio)
+        if len(found) != len(words):
+            return None
+        # The mouth opens for the second half of a word.
+        return [
+            TimedWord(word, (Phone("m", start, (start + end) / 2), Phone("ɑ", (start + end) / 2, end)))
+            for word, (_, start, end) in zip(words, found)
+        ]
+
+
+@cache
+def drawn(identity: int = 0) -> np.ndarray:
+    starts = [slot * SLOT / 24 for slot in range(PERIOD // SLOT)]
+    half = SOUND / 48
+    phones = [
+        phone
+        for start in starts
+        for phone in (Phone("m", start, start + half), Phone("ɑ", start + half, start + 2 * half))
+    ]
+    pose = animate(phones, PERIOD, 5)
+    drawn = render(Identity.sample(FIRST_IDENTITY + identity), pose, SIZE, SIZE)
+    return np.tile(drawn.permute(0, 2, 3, 1).numpy(), (FRAMES // PERIOD, 1, 1, 1))
+
+
+def score(
+    said: Sequence[int] = range(SLOTS),
+    pointer: float = 0.0,
+    video: np.ndarray | None = None,
+    seconds: float | None = 0.5,
+) -> StreamScores:
+    """Score a stream that says a word of its text in every slot and points at it so many seconds late."""
+    video = drawn() if video is None else video
+    audio = np.zeros((FRAMES, 1000), np.float32)
+    pointed: dict[int, float] = {}
+    for slot, number in enumerate(said):
+        audio[slot * SLOT : slot * SLOT + SOUND] = (number + 1) / 1000
+        pointed.setdefault(number, (slot * SLOT + SOUND / 2) / 24 + pointer)
+    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    scorer = Scorer(SCRIPT, tools)
+    for start in range(0, FRAMES, CHUNK):
+        part = slice(start, start + CHUNK)
+        words = [(n, t) for n, t in pointed.items() if start <= t * 24 < start + CHUNK]
+        scorer.add(Part(audio[part].ravel(), video[part], words, seconds))
+    return scorer.finish(CHUNK / 24)[0]
+
+
+@pytest.fixture(scope="module")
+def clean() -> StreamScores:
+    return score()
+
+
+def test_a_clean_stream_has_no_errors_and_every_word_confirmed(clean: StreamScores) -> None:
+    for name in ("word errors", "skipped", "repeated"):
+        assert clean.minutes[name] == [0, 0]
+    assert clean.words == clean.confirmed == SLOTS
+    assert clean.seconds == 60 * MINUTES
+    assert clean.minutes["identity"] == [1, 1]
+    assert clean.minutes["lips late by"] == [0, 0]
+    assert min(filter(None, clean.minutes["lip correlation"])) > 0.7
+
+
+def test_a_pointer_that_is_right_has_no_place_error(clean: StreamScores) -> None:
+    for name in ("place, seconds", "place, words", "pointer late by"):
+        assert clean.minutes[name] == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_a_pointer_that_is_late_is_so_by_seconds_and_words() -> None:
+    found = score(pointer=0.25).minutes
+    assert found["pointer late by"] == pytest.approx([0.25, 0.25], abs=0.01)
+    assert found["place, seconds"] == pytest.approx([0.25, 0.25], abs=0.01)
+    assert found["place, words"] == pytest.approx([0.25 / SECONDS_A_SLOT] * 2, rel=0.05)
+    early = score(pointer=-0.1).minutes
+    assert early["pointer late by"] == pytest.approx([-0.1, -0.1], abs=0.01)
+
+
+def test_words_said_twice_and_skipped_are_counted_in_their_minutes() -> None:
+    # One word of the first minute is said twice, two of the second are left out.
+    said = [*range(41), *range(40, 120), *range(122, SLOTS + 1)]
+    found = score(said)
+    assert found.repeated.near + found.repeated.away == 1
+    assert found.skipped.near + found.skipped.away == 2
+    assert found.minutes["repeated"] == pytest.approx([1 / 89, 0], rel=0.05)
+    assert found.minutes["skipped"] == pytest.approx([0, 2 / 92], rel=0.05)
+    assert found.minutes["word errors"] == pytest.approx([1 / 89, 2 / 92], rel=0.05)
+    assert found.minutes["place, seconds"] == pytest.approx([0, 0], abs=1e-3)
+
+
+def test_a_second_minute_that_is_tinted_blurred_or_anothers_shows_there_alone(clean: StreamScores) -> None:
+    half = FRAMES // 2
+    tinted = drawn().copy()
+    tinted[half:] = np.clip(tinted[half:].astype(int) - 12, 0, 255)
+    found = score(video=tinted).minutes["colour"]
+    assert found[0] == clean.minutes["colour"][0]
+    assert found[1] == pytest.approx(12, abs=2.5)
+    grey = drawn().copy()
+    grey[half:] //= 2
+    assert score(video=grey).minutes["sharpness"][1] == pytest.approx(
+        clean.minutes["sharpness"][1] / 4, rel=0.05
+    )
+    swapped = np.concatenate([drawn()[:half], drawn(1)[half:]])
+    found = score(video=swapped).minutes
+    assert found["identity"] == [1, 0]
+    assert found["likeness"][0] > 0.8 > 0 > found["likeness"][1]
+
+
+def test_lips_that_are_late_are_found_late() -> None:
+    assert score(video=np.roll(drawn(), 3, axis=0)).minutes["lips late by"] == [3, 3]
+
+
+def test_speed_is_known_where_computing_was_timed(clean: StreamScores) -> None:
+    assert clean.minutes["rtf"] == pytest.approx([0.5 / (CHUNK / 24)] * 2)
+    assert clean.minutes["memory"][0] == pytest.approx(resident_megabytes(), rel=0.5)
+    assert clean.memory_slope is not None
+    unknown = score(seconds=None)
+    assert unknown.memory_slope is None
+    assert "rtf" not in unknown.minutes
+
+
+def test_a_line_has_its_slope() -> None:
+    assert slope([(0, 5.0), (1, 5.5), (2, 6.0)]) == pytest.approx(0.5)
+
+
+def test_nothing_cannot_be_scored() -> None:
+    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    with pytest.raises(ValueError, match="must have media to be scored"):
+        Scorer(SCRIPT, tools).finish(1.0)
+
+
+def test_a_sheet_shows_the_beginning_and_each_minute_asked_for_up_to_the_end() -> None:
+    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 60.0), tools)
+    for number in range(16):
+        video = np.full((CHUNK, SIZE, SIZE, 3), number, np.uint8)
+        scorer.add(Part(np.zeros(CHUNK * 1000, np.float32), video, []))
+    scores, shown = scorer.finish(CHUNK / 24)
+    assert shown.shape == (2, 8, SIZE, SIZE, 3)
+    assert (shown[0] == 0).all()
+    assert (shown[1] == 15).all()
+    assert scores.words == 0
+    assert scores.minutes["word errors"] == scores.minutes["place, words"] == [None]
+    assert scores.minutes["voice"] == [None]

@@ -1,0 +1,113 @@
+"""Rolled-out sessions are the engine's own: the same latents, places and conditioning, chunk by chunk."""
+
+import pytest
+import torch
+
+from streamchar.numerics import relative_error
+from streamchar.text import ByteTokenizer
+from streamchar.train.joint import JointModel
+from streamchar.train.sessions import SessionBatch
+from tests.engine.small import SMALL, TEXT, build, picture
+
+TOKENS = ByteTokenizer()
+CHUNK = SMALL.chunk
+SEEDS = 7, 8
+
+
+def model_of(engine):
+    model = JointModel(SMALL)
+    model.dit.float().load_state_dict(engine.dit.state_dict())
+    model.orchestrator.load_state_dict(engine.orchestrator.state_dict())
+    return model
+
+
+def roll(engine, references, chunks, sink=True, step=0):
+    sessions = SessionBatch(model_of(engine), SMALL, TOKENS, len(SEEDS), torch.device("cpu"), sink)
+    sessions.begin([TEXT] * len(SEEDS), references, SEEDS[0])
+    return sessions, [sessions.make(step) for _ in range(chunks)]
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """What an engine makes of two sessions: references, and per chunk latents and progress of both."""
+    engine = build(max_sessions=len(SEEDS))
+    sessions = [engine.open(picture(seed), seed=seed) for seed in SEEDS]
+    speeches = [session.speak(TEXT, max_seconds=60) for session in sessions]
+    references = engine._passes.buffers.reference.clone()
+    made = []
+    for _ in range(3):
+        rows = []
+        for session, speech in zip(sessions, speeches, strict=True):
+            next(speech)
+            buffers = engine._passes.rows[session.row].lane.buffers
+            rows.append([x.clone() for x in (buffers.x_video, buffers.x_audio, buffers.progress)])
+        made.append([torch.cat(parts) for parts in zip(*rows, strict=True)])
+    return engine, references, made
+
+
+def test_they_make_what_the_engine_makes(spoken):
+    engine, references, expected = spoken
+    _, chunks = roll(engine, references, len(expected))
+    for chunk, (video, audio, progress) in zip(chunks, expected, strict=True):
+        made = chunk.batch.video, chunk.batch.speech.audio, chunk.batch.speech.progress
+        for ours, theirs in zip(made, (video, audio, progress), strict=True):
+            # Two rows in one pass round otherwise than one after the other, and chunks hand it on.
+            assert relative_error(ours, theirs.double()) < 1e-3
+
+
+def test_a_chunk_comes_with_what_conditioned_it(spoken):
+    engine, references, _ = spoken
+    sessions, chunks = roll(engine, references, 3)
+    first, second, third = (chunk.batch for chunk in chunks)
+    assert first.valid.tolist() == [[True, False, False]] * 2
+    assert second.valid.all()
+    assert third.valid.all()
+    assert torch.equal(third.reference, references)
+    assert torch.equal(third.sink, first.video[:, : CHUNK.sink_latents])
+    assert torch.equal(third.motion, second.video[:, -CHUNK.motion_latents :])
+    heard = torch.cat((first.speech.audio, second.speech.audio), 1)
+    lengths = third.speech.history_lengths.tolist()
+    assert lengths == [min(heard.shape[1], SMALL.history_tokens)] * 2
+    assert torch.equal(third.speech.history[:, : lengths[0]], heard[:, -lengths[0] :])
+    assert torch.equal(sessions.heard()[:, :-32], heard)
+
+
+def test_a_step_can_be_taken_again_from_the_latents_handed_out(spoken):
+    engine, references, _ = spoken
+    last = SMALL.sampler.steps - 1
+    _, chunks = roll(engine, references, 2, step=last)
+    assert torch.equal(chunks[1].x[1], chunks[1].last)
+    assert not torch.equal(chunks[1].last, chunks[1].batch.speech.audio)
+    _, again = roll(engine, references, 2, step=0)
+    # Before step 0 there is nothing but noise, of mean 0 and variance 1.
+    assert again[1].x[0].std().item() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(again[1].batch.video, chunks[1].batch.video)
+
+
+def test_the_transcript_is_the_text_as_far_as_the_window_came(spoken):
+    engine, references, _ = spoken
+    sessions, chunks = roll(engine, references, 3)
+    for row in range(2):
+        said = sessions.transcript(row)
+        assert bytes(said).decode() == TEXT[: len(said)]
+        chunk = chunks[-1]
+        length = int(chunk.batch.speech.text_lengths[row])
+        assert chunk.batch.speech.text_ids[row, :length].tolist() == said[chunk.origins[row] :]
+
+
+def test_without_the_sink_nothing_attends_to_it(spoken):
+    engine, references, _ = spoken
+    sessions, chunks = roll(engine, references, 2, sink=False)
+    assert not chunks[1].batch.valid[:, 1].any()
+    assert chunks[1].batch.valid[:, 2].all()
+    assert not sessions._memory.tables["chunk"].segments[:, 1, 1].any()
+
+
+def test_changed_weights_are_taken_up_at_the_next_chunk(spoken):
+    engine, references, _ = spoken
+    _, expected = roll(engine, references, 1)
+    sessions = SessionBatch(model := model_of(engine), SMALL, TOKENS, 2, torch.device("cpu"))
+    with torch.no_grad():
+        model.dit.table.mul_(2)
+    sessions.begin([TEXT] * 2, references, SEEDS[0])
+    assert not torch.allclose(sessions.make(0).batch.video, expected[0].batch.video)
