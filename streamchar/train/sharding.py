@@ -2,8 +2,8 @@
 
 A layer's weights are gathered in the network's own dtype where a step first needs them, and stay until its
 gradients are taken: a step passes each layer many times, and keys and values reach it through the memory,
-behind the hooks that would otherwise gather weights again for the backward pass. What is never whole in one
-place is the larger part: fp32 weights, their average, gradients and moments, some 20 bytes a weight.
+behind the hooks that would otherwise gather weights again for the backward pass. What lies split throughout
+is the larger part: fp32 weights, their average, gradients and moments, 20 bytes a weight against 2.
 """
 
 import warnings
