@@ -10,6 +10,7 @@ where all rows of the engine are due.
 
 import os
 import threading
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -78,7 +79,8 @@ class StreamCharEngine:
         self._pool = GraphPool(self.device)
         self._session_bytes = session_bytes(config, orchestrator, vae, vocoder, self.dtype)
         session = sum(self._session_bytes.values())
-        require_room(self.device, session, max_sessions)
+        available = available_bytes(self.device)
+        require_room(available, session, max_sessions)
         with torch.inference_mode():
             try:
                 self._passes = Passes(
@@ -91,11 +93,10 @@ class StreamCharEngine:
                     self._pool,
                     streams_for(self.device),
                 )
-                self._passes.warm_up(report)
+                admit = partial(require_room, available, session, max_sessions)
+                self._passes.warm_up(report, admit)
             except torch.OutOfMemoryError as error:
-                raise EngineMemoryError(
-                    max_sessions, session, available_bytes(self.device) or 0, None
-                ) from error
+                raise EngineMemoryError(max_sessions, session, available or 0, None) from error
         self._sessions: list[Session | None] = [None] * max_sessions
 
     @classmethod
@@ -238,6 +239,7 @@ class StreamCharEngine:
             compilations=compilations(),
             device_allocations=device_allocations(self.device),
             session_bytes=MappingProxyType(self._session_bytes),
+            working_bytes=MappingProxyType(self._passes.working_bytes),
         )
 
     def make_chunk(self, turn: Turn) -> None:

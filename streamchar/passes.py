@@ -11,7 +11,7 @@ batch that computed rows for nothing would cost as much as the rows it saves.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -23,6 +23,7 @@ from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
 from .config import Preset
 from .decode import Decoders, DecoderState, MediaBuffers
+from .footprint import working_memory
 from .lane import ChunkBuffers, Lane, state_row
 from .memory import KVMemory
 from .model import JointDiT
@@ -96,6 +97,7 @@ class Passes:
         rows: one a session.
         chunks: chunks made.
         batched: chunks of these that shared their pass.
+        working_bytes: that steps work in for one row, by what they make. Each has memory of its own.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Passes:
         self._device, self._dtype = dit.table.device, dit.table.dtype
         self._streams = streams
         self.chunks = self.batched = 0
+        self.working_bytes = {"latents": 0, "media": 0}
         self.memory = KVMemory(config, sessions, self._device, self._dtype)
         self.buffers = ChunkBuffers.zeros(config, sessions, self._device)
         state = orchestrator.new_state(sessions)
@@ -134,29 +137,36 @@ class Passes:
             self.rows.append(Row(lane, decoders, ids, positions))
         self._window = torch.zeros_like(self.rows[0].ids, pin_memory=False)
 
-    def warm_up(self, report: Report | None = None) -> None:
+    def warm_up(self, report: Report | None = None, admit: Callable[[int], None] | None = None) -> None:
         """Run every step once, so that nothing is captured, compiled or chosen once sessions are open.
 
         Args:
             report: is told what comes; without it nobody is.
+            admit: is told the bytes that the steps of one row work in before those of others are run; it may
+                raise.
         """
         parts = [(f"session {index + 1}: ", row.lane, row.decoders) for index, row in enumerate(self.rows)]
-        if len(parts) == 1:
-            parts = [("", self._lane, self._decoders)]
-        elif self._device.type == "cuda":
-            parts.insert(0, ("all sessions: ", self._lane, self._decoders))
+        if len(parts) > 1 and self._device.type == "cuda":
+            parts.insert(1, ("all sessions: ", self._lane, self._decoders))
         else:
             # Nothing is captured, and what a CPU chooses for one row it has chosen for the others.
-            parts = parts[:1]
-        stages = {
-            of + name: stage
+            parts = [("", *parts[0][1:])]
+        stages = [
+            (of + name, makes, stage)
             for of, lane, decoders in parts
-            for name, stage in (lane.stages() | decoders.stages()).items()
-        }
-        for number, (name, stage) in enumerate(stages.items(), 1):
+            for makes, steps in (("latents", lane.stages()), ("media", decoders.stages()))
+            for name, stage in steps.items()
+        ]
+        alone = len(stages) // len(parts)
+        for index, (name, makes, stage) in enumerate(stages):
             if report is not None:
-                report(name, number, len(stages))
-            self._streams.run("main", stage).wait()
+                report(name, index + 1, len(stages))
+            if index == alone and admit is not None:
+                admit(sum(self.working_bytes.values()))
+            with working_memory(self._device) as working:
+                self._streams.run("main", stage).wait()
+            if index < alone:
+                self.working_bytes[makes] = max(self.working_bytes[makes], working.bytes)
 
     @span("open")
     def open(self, index: int, reference: torch.Tensor, seed: int) -> None:

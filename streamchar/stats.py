@@ -21,7 +21,9 @@ class EngineStats:
         compilations: programs that Triton and ``torch.compile`` made in this process; constant after warm-up.
         device_allocations: requests for memory made of the driver, in this process; constant after warm-up
             while chunks are let go of; 0 on a CPU, which counts none.
-        session_bytes: memory of one session, by part.
+        session_bytes: memory that one session holds, by part.
+        working_bytes: memory that steps work in for one session, by what they make, as measured while they
+            were warmed up.
     """
 
     sessions: int
@@ -33,11 +35,17 @@ class EngineStats:
     compilations: int
     device_allocations: int
     session_bytes: Mapping[str, int]
+    working_bytes: Mapping[str, int]
 
     @property
     def memory_bytes(self) -> int:
         """Memory of all sessions, open or not: an engine holds it from the start."""
         return self.capacity * sum(self.session_bytes.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of all sessions and of a pass that computes all of them, the most that is in use at once."""
+        return self.memory_bytes + self.capacity * sum(self.working_bytes.values())
 
 
 def compilations() -> int:

@@ -352,7 +352,8 @@ class TextWindow:
     @property
     def progress(self) -> float:
         """Tokens of the window that :meth:`fill` chose last that have been said, fractions included."""
-        return self._reached - self._origin
+        # A word counts as said while its second half sounds; a window that begins behind it is not begun.
+        return max(self._reached - self._origin, 0.0)
 
     @property
     def remaining(self) -> float:

@@ -69,6 +69,11 @@ class Spectrogram(nn.Module):
         variance, directions = torch.linalg.eigh(torch.cov((wide - mean).T))
         channels = self.basis.shape[0]
         kept, directions = variance.flip(0)[:channels], directions.flip(1)[:, :channels]
+        # Either direction of an axis is right, and which comes out is the library's choice: ours is that the
+        # sum points up, or where it is next to nothing the largest entry.
+        largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))[0]
+        total = directions.sum(0)
+        directions = directions * torch.where(total.abs() > 1e-6, total, largest).sign()
         scale = kept.clamp(min=1e-12) ** -0.25
         scale = scale / (scale.square() * kept).mean().sqrt()
         self.mean.copy_(mean)

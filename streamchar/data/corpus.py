@@ -40,6 +40,10 @@ class CorpusConfig:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
 
+class CorpusError(ValueError):
+    """A directory holds the corpus of another config."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """One recording.
@@ -108,11 +112,24 @@ class Corpus:
 
 
 def build_corpus(directory: Path, config: CorpusConfig) -> Corpus:
-    """Synthesise the recordings of ``config`` into ``directory``, unless they are there already."""
+    """Synthesise the recordings of ``config`` into ``directory``, unless they are there already.
+
+    Raises:
+        CorpusError: those of another config are there.
+    """
     if not (directory / "corpus.json").is_file():
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory, config)
-    return Corpus(directory)
+    corpus = Corpus(directory)
+    # Before it is JSON a tuple, after it a list.
+    wanted = json.loads(json.dumps(asdict(config)))
+    found = {name: corpus.about.get(name) for name in wanted}
+    if found != wanted:
+        raise CorpusError(
+            f"{directory} must hold the corpus of {wanted}, got that of {found}; "
+            "remove it or build in another directory"
+        )
+    return corpus
 
 
 def _write(directory: Path, config: CorpusConfig) -> None:

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
+
+if TYPE_CHECKING:
+    from ..engine import StreamCharEngine
 
 app = typer.Typer(no_args_is_help=True, help="Score what the engine makes. Needs the extra eval.")
 
@@ -73,9 +76,9 @@ def _short(
         sources.append(RoundTrip(truth, student.vae, student.vocoder))
     if teacher is not None:
         engine = StreamCharEngine.from_pretrained(teacher)
-        sources.append(Generated(f"teacher, {engine.preset.sampler.steps} steps", engine))
-    if student is not None:
-        sources.append(Generated(f"student, {student.preset.sampler.steps} steps", student))
+        sources.append(Generated(_label(teacher, engine, "teacher"), engine))
+    if checkpoint is not None and student is not None:
+        sources.append(Generated(_label(checkpoint, student, "student" if teacher else ""), student))
 
     def progress(items: Iterable[Item], name: str) -> Iterable[Item]:
         return track(items, description=name, total=sentences, console=console, transient=True)
@@ -108,15 +111,15 @@ def long_streams(
         Path | None, typer.Option(help="Directory of the engine to score; ground truth alone without it.")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the engine in the table.")] = "student",
-    minutes: Annotated[int, typer.Option(min=1, help="Of a stream.")] = 10,
+    minutes: Annotated[int, typer.Option(min=1, max=60, help="Of a stream.")] = 10,
     streams: Annotated[int, typer.Option(min=1, help="Texts, each with its character.")] = 1,
     identities: Annotated[int, typer.Option(min=2, help="Characters to tell apart.")] = 32,
     side: Annotated[int, typer.Option(min=32, help="Pixels of a picture's side without a checkpoint.")] = 96,
     sink: Annotated[int | None, typer.Option(min=0, help="Latents kept of the first chunk.")] = None,
     motion: Annotated[int | None, typer.Option(min=0, help="Latents kept of the last chunk.")] = None,
-    pointer: Annotated[
-        bool, typer.Option("--with-pointer/--without-pointer", help="Or go by planned durations alone.")
-    ] = True,
+    without_pointer: Annotated[
+        bool, typer.Option("--without-pointer", help="Go by planned durations alone.")
+    ] = False,
     interrupt_every: Annotated[
         float | None, typer.Option(min=2, help="Seconds after which speech is cut and goes on.")
     ] = None,
@@ -140,7 +143,7 @@ def long_streams(
             side,
             sink,
             motion,
-            pointer,
+            without_pointer,
             interrupt_every,
             seed,
             out,
@@ -160,7 +163,7 @@ def _long(
     side: int,
     sink: int | None,
     motion: int | None,
-    pointer: bool,
+    without_pointer: bool,
     interrupt_every: float | None,
     seed: int,
     out: Path,
@@ -194,9 +197,9 @@ def _long(
     if engine is not None and checkpoint is not None:
         changes = {"sink": sink, "motion": motion}
         parts = [name, *(f"{part} {kept}" for part, kept in changes.items() if kept is not None)]
-        parts += [] if pointer else ["without pointer"]
+        parts += ["without pointer"] if without_pointer else []
         if len(parts) > 1:
-            engine = ablated(engine, sink=sink, motion=motion, pointer=pointer)
+            engine = ablated(engine, sink=sink, motion=motion, pointer=not without_pointer)
         parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
         spoken = SpokenStream(", ".join(parts), engine, interrupt_every)
         run.run(spoken, streams, instruments, digest(checkpoint), progress)
@@ -205,3 +208,8 @@ def _long(
     for other in others:
         for target, reached in targets(other, truth).items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {other.source}: {target}")
+
+
+def _label(directory: Path, engine: "StreamCharEngine", part: str) -> str:
+    """Say which checkpoint it is, and what part it plays where another is compared with it."""
+    return f"{part or directory.resolve().name}, {engine.preset.sampler.steps} steps"

@@ -88,6 +88,7 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     folder = directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step = _resume(stage, folder / "checkpoint.pt")
+    _cut_log(folder / "log.jsonl", step)
     started = saved = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
@@ -177,6 +178,25 @@ def _resume(stage: Stage, file: Path) -> int:
     for name, trained in stage.trained.items():
         trained.load_state_dict(state["trained"][name])
     return int(state["step"])
+
+
+def _cut_log(file: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            # The kill fell into the writing of a line.
+            break
+        if entry["step"] > step:
+            break
+        kept.append(line + "\n")
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, file)
 
 
 def _save(stage: Stage, file: Path, step: int) -> None:

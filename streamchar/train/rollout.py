@@ -25,7 +25,7 @@ from .sessions import RolledOut, SessionBatch
 from .student import ANCHOR, StudentStage
 from .teacher import unsure
 
-CONFIG = LoopConfig(steps=80, lr=5e-5, batch=4, matrix_lr=5e-4, warmup=4, ema=0.99)
+CONFIG = LoopConfig(steps=20, lr=1e-4, batch=4, matrix_lr=1e-3, warmup=2, ema=0.97)
 #: Chunks of a rollout, at the start and from the middle of training on.
 CHUNKS = (2, 8)
 #: Frames at the end of a chunk whose alignment is left out: what follows them decides it.
@@ -111,16 +111,13 @@ class RolloutStage(StudentStage):
         self.sessions.begin(texts, torch.stack([self.video.of(index)[0] for index in shown]), seed)
 
     def _chunk(self, step: int, generator: torch.Generator) -> dict[str, float]:
-        recorded = joint_batch(
-            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
-        ).to(self.device)
-        anchor = self._regression(recorded, unsure(recorded, generator), generator)
         exit_step = int(torch.randint(self.preset.sampler.steps, (), generator=generator))
         rolled = self.sessions.make(exit_step)
         batch = rolled.batch
         given = batch.speech.progress, batch.speech.history
         made = self._clean("student", batch, given, rolled.x, self._level(len(batch.video), exit_step))
         matching = self._matching(batch, given, made, generator)
+        anchor = self._anchor(generator)
         loss = matching + ANCHOR * anchor
         logged = {"matching": float(matching.detach()), "anchor": float(anchor.detach())}
         position, target = self._pointer(rolled)
@@ -138,6 +135,12 @@ class RolloutStage(StudentStage):
         self.trained["score"].update(score, step)
         self.memory["score"].detach_()
         return {**logged, "score": float(score.detach())}
+
+    def _anchor(self, generator: torch.Generator) -> Tensor:
+        recorded = joint_batch(
+            self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
+        ).to(self.device)
+        return self._regression(recorded, unsure(recorded, generator), generator)
 
     def _pointer(self, rolled: RolledOut) -> tuple[Tensor, Tensor]:
         """Return where the pointer stands in a chunk, and where the sound that was made says it should."""

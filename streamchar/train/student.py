@@ -23,7 +23,7 @@ from .loop import LoopConfig, Stage, Trained
 from .parallel import randint, randn
 from .teacher import unsure
 
-CONFIG = LoopConfig(steps=240, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
+CONFIG = LoopConfig(steps=180, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
 #: Share of the run that is regression alone.
 WARM_UP = 0.4
 #: Learning rate of the student's own score against the student's: it must keep up with what moves.

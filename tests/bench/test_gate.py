@@ -15,36 +15,12 @@ from bench.baseline import Conditioning, Ours, Recompute, steady_lane
 from bench.gate import Measurements, Ratio
 from bench.plot import as_dict, draw, tables, write
 from bench.viewer import ViewerClock, watch_session
-from streamchar.codecs.vae import Vae
-from streamchar.codecs.vocoder import Vocoder
-from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, VaeConfig, preset
-from streamchar.engine import StreamCharEngine
 from streamchar.model import JointDiT
 from streamchar.numerics import relative_error
-from streamchar.orchestrator import Orchestrator
+from tests.engine.small import SMALL, build
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
-#: The tiny preset with fewer and smaller layers: a chunk takes a small part of its budget.
-SMALL = replace(
-    preset("tiny"),
-    vae=VaeConfig(
-        base_dim=8,
-        decoder_base_dim=8,
-        z_dim=16,
-        dim_mult=(1, 2, 2),
-        num_res_blocks=1,
-        temporal_downsample=(True, True),
-        patch_size=2,
-        latents_mean=(0.0,) * 16,
-        latents_std=(1.0,) * 16,
-    ),
-    dit=DiTConfig(dim=64, layers=2, heads=1, head_dim=64, video_ffn=128, audio_ffn=64, audio_channels=16),
-    picture=PictureConfig(height=32, width=32, spatial_stride=8, channels=16, patch=2),
-    orchestrator=OrchestratorConfig(
-        dim=64, layers=2, heads=1, kv_heads=1, head_dim=64, ffn=128, vocabulary=512, transcript_tokens=64
-    ),
-)
 GOOD = Measurements(
     budget_seconds=1.0,
     latencies=[0.5] * 59 + [0.9],
@@ -65,10 +41,7 @@ GOOD = Measurements(
 
 @pytest.fixture(scope="module")
 def engine():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        modules = JointDiT(SMALL), Orchestrator.from_preset(SMALL), Vae(SMALL.vae), Vocoder.from_preset(SMALL)
-    return StreamCharEngine(SMALL, *modules)
+    return build()
 
 
 def failures(measured, factor=1.0):

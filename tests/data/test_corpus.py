@@ -12,6 +12,7 @@ from streamchar.data.corpus import (
     SAMPLES_PER_FRAME,
     Corpus,
     CorpusConfig,
+    CorpusError,
     build_corpus,
 )
 
@@ -78,3 +79,15 @@ def test_the_corpus_says_what_it_is_made_of(corpus):
 
 def test_audio_lies_on_disk_until_it_is_read(corpus):
     assert isinstance(corpus[0].audio, np.memmap)
+
+
+@pytest.mark.parametrize(
+    "other", [CorpusConfig(0.006, 1, (1, 2)), CorpusConfig(0.006, 0, (1, 3))], ids=["seed", "sentences"]
+)
+def test_the_corpus_of_another_config_is_refused_and_left_as_it_is(corpus, other):
+    before = (corpus.directory / "corpus.json").read_bytes()
+    with pytest.raises(CorpusError, match="remove it or build in another directory") as error:
+        build_corpus(corpus.directory, other)
+    assert f"'seed': {other.seed}" in str(error.value)
+    assert "got that of {'hours': 0.006, 'seed': 0, 'sentences': [1, 2]}" in str(error.value)
+    assert (corpus.directory / "corpus.json").read_bytes() == before

@@ -96,3 +96,19 @@ def test_progress_only_grows_and_stays_within_the_window(words, positions, keep_
         before = said
     assert window.exhausted
     assert window.remaining == pytest.approx(0, abs=1e-9)
+
+
+def test_a_window_that_begins_behind_a_word_still_sounding_is_not_begun():
+    window = TextWindow(BYTES, 64, keep_words=0)
+    window.append("abcdefgh ijkl ")
+    ids = torch.zeros(64, dtype=torch.int64)
+    window.fill(ids)
+    # Five of eight tokens: the word is said, the last three are still to sound.
+    assert [word.text for word in window.slide(5.0)] == ["abcdefgh"]
+    window.fill(ids)
+    assert [word.text for word in window.words] == ["ijkl"]
+    assert window.progress == 0.0
+    remaining = window.remaining
+    window.slide(1.0)
+    assert window.progress == 1.0
+    assert window.remaining < remaining - 1

@@ -93,3 +93,15 @@ def test_filters_cover_the_spectrum_and_follow_a_tone():
         energies = vocoder().spectrogram.log_mel(torch.sin(2 * torch.pi * hertz * time)[None], 24000)
         loudest.append(int(energies[0, 1, : CONFIG.mels].argmax()))
     assert loudest == sorted(set(loudest))
+
+
+def test_components_point_the_same_way_whatever_the_library_returns(rng, monkeypatch):
+    examples = torch.randn((400, 4 * CONFIG.mels), generator=rng)
+    eigh, bases = torch.linalg.eigh, []
+    for signs in (1, -1):
+        monkeypatch.setattr(torch.linalg, "eigh", lambda x, s=signs: (eigh(x)[0], s * eigh(x)[1]))
+        spectrogram = Spectrogram(CONFIG, 16, 4 * CONFIG.hop)
+        spectrogram.fit(examples)
+        bases.append(spectrogram.basis)
+    assert torch.equal(*bases)
+    assert (bases[0].sum(1) > 0).all()

@@ -13,6 +13,7 @@ from streamchar.config import PRESETS, preset
 from streamchar.footprint import EngineMemoryError, session_bytes
 from streamchar.kernels import egress
 from streamchar.orchestrator import Orchestrator
+from streamchar.passes import Passes
 from tests.engine.small import TEXT, build, fixed_tensors, picture, take
 
 GIB = 2**30
@@ -94,7 +95,7 @@ def test_the_video_decoder_of_the_largest_preset_is_most_of_a_gigabyte():
 
 def test_more_sessions_than_the_device_holds_are_refused_before_anything_is_allocated(monkeypatch):
     session = sum(build().stats().session_bytes.values())
-    monkeypatch.setattr(footprint, "available_bytes", lambda device: 2 * session + 1)
+    monkeypatch.setattr("streamchar.engine.available_bytes", lambda device: 2 * session + 1)
     monkeypatch.setattr("streamchar.engine.Passes", lambda *_: pytest.fail("allocated"))
     with pytest.raises(
         EngineMemoryError, match=r"max_sessions must be at most 2 .* got 3: .* are free"
@@ -102,6 +103,82 @@ def test_more_sessions_than_the_device_holds_are_refused_before_anything_is_allo
         build(max_sessions=3)
     assert (error.value.needed, error.value.available) == (3 * session, 2 * session + 1)
     assert error.value.sessions == 2
+
+
+def test_sessions_that_fit_but_whose_steps_have_no_room_are_refused_before_others_are_captured(monkeypatch):
+    counted = build().stats()
+    session, working = (sum(part.values()) for part in (counted.session_bytes, counted.working_bytes))
+    # On a GPU the steps of one session come first; on this machine they take the same.
+    real, names = Passes.warm_up, []
+    measure = footprint.working_memory
+
+    def warm_up(passes, report, admit):
+        monkeypatch.setattr(passes, "_device", torch.device("cuda"))
+        real(passes, lambda name, *_: names.append(name), admit)
+
+    monkeypatch.setattr(Passes, "warm_up", warm_up)
+    monkeypatch.setattr("streamchar.passes.working_memory", lambda _: measure(torch.device("cpu")))
+    room = 3 * session + int(2.5 * working)
+    monkeypatch.setattr("streamchar.engine.available_bytes", lambda device: room)
+    with pytest.raises(EngineMemoryError, match=r"GiB to work in, 3 take .* are free") as error:
+        build(max_sessions=3)
+    assert (error.value.needed, error.value.available) == (3 * (session + working), room)
+    assert error.value.sessions == 2
+    assert all(name.startswith(("session 1: ", "all sessions: prefill")) for name in names)
+    names.clear()
+    assert build(max_sessions=2).stats().peak_bytes == 2 * (session + working)
+    assert len(names) == 3 * len([name for name in names if name.startswith("session 1: ")])
+
+
+def test_what_steps_work_in_is_the_most_that_lives_at_once():
+    here = torch.zeros(1000)
+    with footprint.working_memory(torch.device("cpu")) as working:
+        first = here + 1
+        second = first * 2
+        # Neither takes memory of its own.
+        view = second.view(10, 100)[2:]
+        view.add_(1)
+        del first
+        third = second + here
+        del second, view
+        # Smaller than what was let go of.
+        torch.ones(500)
+    assert working.bytes == 2 * 4000
+    assert third.shape == here.shape
+    # What came before the block is not counted, nor its end.
+    with footprint.working_memory(torch.device("cpu")) as none:
+        del third
+    assert none.bytes == 0
+
+
+def test_the_steps_of_more_rows_work_in_as_much_more():
+    engine = build(max_sessions=3)
+    passes, together = engine._passes, {}
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        for makes, part in (("latents", passes._lane), ("media", passes._decoders)):
+            found = []
+            for stage in part.stages().values():
+                with footprint.working_memory(device) as working:
+                    stage()
+                found.append(working.bytes)
+            together[makes] = max(found)
+    alone = engine.stats().working_bytes
+    assert set(alone) == set(together)
+    for makes, size in together.items():
+        # Admission takes three rows for three times one; a part of what they work in they share.
+        assert 2.5 * alone[makes] < size <= 3.01 * alone[makes]
+
+
+def test_a_gpu_is_measured_by_its_allocator(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: log.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    with footprint.working_memory(torch.device("cuda")) as working:
+        log.append("work")
+    assert log == ["reset", "work"]
+    assert working.bytes == 300
 
 
 def test_memory_that_runs_out_in_the_steps_is_the_same_error(monkeypatch):

@@ -27,7 +27,7 @@ def cut(audio: np.ndarray, step: int) -> list:
 
 @pytest.mark.parametrize("step", [8, 32, 500])
 def test_a_stream_is_cut_in_its_pauses_however_it_comes(step: int) -> None:
-    audio, pauses = noise(1000), [150, 300, 520, 700, 800]
+    audio, pauses = noise(1000), [100, 220, 380, 500, 640, 800, 900]
     for pause in pauses:
         audio[pause * 1000 : (pause + PAUSE) * 1000] = 0
     segments = cut(audio, step)

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from streamchar.data.character import Identity, Phone, animate, render
 from streamchar.data.sentences import training_sentences
+from streamchar.eval.cli import _label
 from streamchar.eval.report import as_dict, beside_teacher, markdown, rich_table, targets
 from streamchar.eval.short import SHIFT, SourceScores, evaluate_short
 from streamchar.eval.sources import (
@@ -199,3 +201,10 @@ def test_an_engine_is_a_source_that_says_how_long_it_took() -> None:
 
 def test_a_reference_is_the_neutral_picture() -> None:
     assert reference_frame(5, 32, 48).shape == (32, 48, 3)
+
+
+def test_a_checkpoint_is_called_what_it_is(tmp_path: Path) -> None:
+    engine = build()
+    steps = engine.preset.sampler.steps
+    assert _label(tmp_path / "run-7" / ".", engine, "") == f"run-7, {steps} steps"
+    assert _label(tmp_path, engine, "teacher") == f"teacher, {steps} steps"

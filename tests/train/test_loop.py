@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,3 +228,15 @@ def test_every_step_draws_its_own_numbers_again_and_again():
 
     assert draw(0, 5) == draw(0, 5)
     assert len({tuple(draw(seed, step)) for seed in (0, 1) for step in (5, 6)}) == 4
+
+
+def test_a_killed_run_logs_no_step_twice(tmp_path):
+    config = replace(CONFIG, steps=120)
+    run(Regression(replace(config, steps=60)), tmp_path)
+    log = tmp_path / "regression" / "log.jsonl"
+    kept = log.read_text()
+    # As a hard kill leaves it: steps past the checkpoint, the last line half written.
+    log.write_text(kept + json.dumps({"step": 110, "seconds": 1.0}) + '\n{"step": 1')
+    run(Regression(config), tmp_path)
+    assert log.read_text().startswith(kept)
+    assert [entry["step"] for entry in read_log(tmp_path / "regression")] == [50, 60, 110, 120]

@@ -1,0 +1,196 @@
+"""A long evaluation in a directory: what is finished is not done again, what is another's is refused."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from streamchar.cli import app
+from streamchar.eval import long_run
+from streamchar.eval.long import Instruments, StreamScores
+from streamchar.eval.long_report import MEASURES, as_dict, course, markdown, merge, rich_table, targets
+from streamchar.eval.long_run import LongRun, Protocol, digest, save_sheet
+from streamchar.eval.streams import Part, Script
+from streamchar.eval.transcript import EdgeCount
+
+PROTOCOL = Protocol(minutes=3, identities=2, seed=0, size=(32, 32), chunk=4 / 3)
+SIZE = 8
+
+
+def scores(rise: float = 0.0, tint: float = 0.0, repeated: int = 0, growth: float = 0.0) -> StreamScores:
+    """Three minutes in which words get worse and faces take on a tint."""
+    return StreamScores(
+        minutes={
+            "word errors": [0.1, 0.1 + rise / 2, 0.1 + rise],
+            "skipped": [0.0, 0.0, 0.0],
+            "repeated": [0.0, 0.0, 0.0],
+            "place, seconds": [0.05, 0.05, 0.05],
+            "place, words": [0.2, 0.2, 0.2],
+            "pointer late by": [0.0, 0.0, 0.0],
+            "lips late by": [0.0, 1.0, 0.0],
+            "lip correlation": [0.8, None, 0.8],
+            "identity": [1.0, 1.0, 1.0],
+            "likeness": [0.98, 0.98, 0.98],
+            "colour": [0.8, 0.8 + tint / 2, 0.8 + tint],
+            "sharpness": [1.0, 1.0, 1.0],
+            "voice": [1.0, 1.0, 1.0],
+            "rtf": [0.3, 0.3, 0.3],
+            "memory": [100.0, 100.0, 100.0],
+        },
+        skipped=EdgeCount(3, 3, 134),
+        repeated=EdgeCount(repeated, 0, 134),
+        words=400,
+        confirmed=380,
+        seconds=180.0,
+        memory_slope=growth,
+    )
+
+
+TRUTH = merge("ground truth", [scores(tint=0.5)])
+
+
+def test_a_course_has_its_first_and_last_minute_its_drift_and_its_slope() -> None:
+    found = course([None, 1.0, 1.5, 2.0, None])
+    assert found is not None
+    assert (found.first, found.last, found.drift) == (1, 2, 1)
+    assert found.slope == pytest.approx(0.5)
+    assert course([None, None]) is None
+    single = course([3.0])
+    assert single is not None
+    assert (single.drift, single.slope) == (0, 0)
+
+
+def test_streams_are_averaged_minute_by_minute_and_their_counts_summed() -> None:
+    cut = scores(rise=0.2, growth=1.0, repeated=2)
+    cut = replace(cut, minutes={name: values[:2] for name, values in cut.minutes.items()})
+    merged = merge("both", [scores(), cut])
+    assert merged.minutes["word errors"] == pytest.approx([0.1, 0.15, 0.1])
+    assert merged.minutes["lip correlation"] == [0.8, None, 0.8]
+    assert merged.repeated == EdgeCount(2, 0, 268)
+    assert merged.memory_slope == 0.5
+
+
+def test_targets_are_met_by_a_steady_stream_and_missed_by_each_fault() -> None:
+    met = targets(merge("steady", [scores(tint=0.9)]), TRUTH)
+    assert len(met) == 11
+    assert all(met.values())
+    for fault in (scores(rise=0.04), scores(tint=1.1), scores(repeated=3), scores(growth=0.2)):
+        assert list(targets(merge("faulty", [fault]), TRUTH).values()).count(False) == 1
+    late = scores()
+    late.minutes["lips late by"][2] = None
+    assert not targets(merge("silent", [late]), TRUTH)["lips within 1 frame in every minute"]
+
+
+def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:
+    sources = [TRUTH, merge("student", [scores(rise=0.02, tint=2.0, repeated=4)])]
+    lines = markdown(sources).splitlines()
+    assert lines[0] == "|  | ground truth | student |"
+    assert len(lines) == 2 + 1 + len(MEASURES) + 3
+    assert (
+        "| word errors, % of words | 10.0 → 10.0 (+0.00 a minute) | 10.0 → 12.0 (+1.00 a minute) |" in lines
+    )
+    assert any(line.endswith("0.80 → 2.80 (+1.000 a minute, drift 4.0 x) |") for line in lines)
+    assert any(line.endswith("| +0.0 ± 0.0 | +3.0 ± 1.5 |") for line in lines)
+    assert len(rich_table(sources).columns) == 3
+    found = json.loads(json.dumps(as_dict(sources)))
+    assert "targets" not in found[0]
+    assert found[1]["courses"]["colour"]["drift"] == pytest.approx(2)
+    assert found[1]["repeated"]["excess"] == pytest.approx(4 / 134)
+
+
+class Named:
+    """A source that is never asked to speak."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def parts(self, script: Script) -> Iterator[Part]:
+        raise AssertionError
+
+
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Score every stream as steady; list source and seed of those that were asked for."""
+    asked: list[tuple[str, int]] = []
+
+    def score(
+        source: Named, script: Script, tools: Instruments, chunk: float
+    ) -> tuple[StreamScores, np.ndarray]:
+        if script.seed == 2 and source.name == "broken":
+            raise KeyboardInterrupt
+        asked.append((source.name, script.seed))
+        return scores(), np.zeros((2, 3, SIZE, SIZE, 3), np.uint8)
+
+    monkeypatch.setattr(long_run, "score_stream", score)
+    return asked
+
+
+TOOLS = Instruments(None, None, np.ones(38), (32, 32), 2)
+
+
+def test_a_run_that_was_broken_off_goes_on_with_the_next_stream(tmp_path: Path, spoken: list) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        LongRun(tmp_path, PROTOCOL).run(Named("broken"), 4, TOOLS)
+    assert spoken == [("broken", 0), ("broken", 1)]
+    source = Named("broken")
+    source.name = "Broken"  # the same file, and not the stream that breaks
+    LongRun(tmp_path, PROTOCOL).run(source, 4, TOOLS)
+    assert spoken[2:] == [("Broken", 2), ("Broken", 3)]
+    LongRun(tmp_path, PROTOCOL).run(source, 4, TOOLS)
+    assert len(spoken) == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_all_sources_of_a_directory_are_reported_together(tmp_path: Path, spoken: list) -> None:
+    for name in ("student, sink 0", "ground truth", "student"):
+        LongRun(tmp_path, PROTOCOL).run(Named(name), 2, TOOLS)
+    courses = LongRun(tmp_path, PROTOCOL).report()
+    assert [each.source for each in courses] == ["ground truth", "student", "student, sink 0"]
+    assert {each.streams for each in courses} == {2}
+    assert courses[0].minutes == merge("", [scores(), scores()]).minutes
+    assert json.loads((tmp_path / "long.json").read_text())["protocol"]["minutes"] == 3
+    assert "student, sink 0" in (tmp_path / "long.md").read_text()
+    assert Image.open(tmp_path / "long.png").size[0] > 1000
+    assert Image.open(tmp_path / "student-sink-0.001.png").size == (3 * SIZE, 2 * SIZE)
+
+
+def test_streams_of_another_protocol_or_other_weights_are_not_mixed(tmp_path: Path, spoken: list) -> None:
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS, weights="a")
+    with pytest.raises(ValueError, match="name another directory"):
+        LongRun(tmp_path, replace(PROTOCOL, minutes=10))
+    with pytest.raises(ValueError, match="a name of their own"):
+        LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS, weights="b")
+
+
+def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    before = digest(tmp_path)
+    (tmp_path / "README.md").write_text("words")
+    assert digest(tmp_path) == before
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert digest(tmp_path) != before
+
+
+def test_a_sheet_has_a_row_for_each_minute(tmp_path: Path) -> None:
+    shown = np.arange(2 * 3, dtype=np.uint8).repeat(SIZE * SIZE * 3).reshape(2, 3, SIZE, SIZE, 3)
+    save_sheet(shown, tmp_path / "sheet.png")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert pixels[SIZE // 2 :: SIZE, SIZE // 2 :: SIZE, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["eval", "long", "--checkpoint", str(tmp_path / "none"), "-o", str(tmp_path)]
+    )
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    assert "none" in done.output.replace("\n", "")
+    helped = CliRunner().invoke(app, ["eval", "long", "--help"], env={"COLUMNS": "160"})
+    for option in ("--sink", "--motion", "--without-pointer", "--interrupt-every"):
+        assert option in helped.output
