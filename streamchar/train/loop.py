@@ -88,12 +88,13 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     folder = directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step = _resume(stage, folder / "checkpoint.pt")
-    _cut_log(folder / "log.jsonl", step)
+    first = rank() == 0
+    if first:
+        _cut_log(folder / "log.jsonl", step)
     started = saved = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    first = rank() == 0
     with (
         Progress(*columns, disable=not first) as progress,
         (folder / "log.jsonl" if first else Path(os.devnull)).open("a") as log,
