@@ -20,7 +20,7 @@ Source: adaLN-single, arXiv 2310.00426 section 2.3; rectified flow, arXiv 2209.0
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.audio_up = nn.Linear(config.dim, config.audio_ffn)
         self.audio_down = nn.Linear(config.audio_ffn, config.dim)
 
-    def write(
+    def forward(
         self,
         x: torch.Tensor,
         modulation: torch.Tensor,
@@ -86,11 +86,25 @@ class Block(nn.Module):
         tables: RoleTables,
         k: torch.Tensor,
         v: torch.Tensor,
+        num_video: int | None,
     ) -> torch.Tensor:
-        """Store the tokens' keys and values and return their queries; arguments as in :meth:`forward`."""
+        """Run the block, or only store the tokens' keys and values.
+
+        Args:
+            x: [batch, tokens, dim], the residual stream.
+            modulation: [6, rows, dim], this block's part of :class:`Modulation`.
+            row_index: [batch, tokens] int32, the modulation row of each token.
+            tables: where the tokens write, what they see and where they stand.
+            k: [batch, capacity, heads, head_dim], this layer's keys, written in place.
+            v: as ``k``.
+            num_video: tokens [0, num_video) are video, the rest audio; None to store and do no more.
+
+        Returns:
+            [batch, tokens, dim], the residual stream behind the block; the queries where it only stores.
+        """
         shift, scale = (row.expand(len(x), -1, -1) for row in modulation[:2])
         y = norm_modulate(x, scale, shift, row_index, backend=self.backend)
-        return qkv_prologue(
+        q = qkv_prologue(
             self.qkv(y),
             self.q_norm,
             self.k_norm,
@@ -102,32 +116,8 @@ class Block(nn.Module):
             num_heads=self.heads,
             backend=self.backend,
         )
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        modulation: torch.Tensor,
-        row_index: torch.Tensor,
-        tables: RoleTables,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        num_video: int,
-    ) -> torch.Tensor:
-        """Run the block.
-
-        Args:
-            x: [batch, tokens, dim], the residual stream.
-            modulation: [6, rows, dim], this block's part of :class:`Modulation`.
-            row_index: [batch, tokens] int32, the modulation row of each token.
-            tables: where the tokens write, what they see and where they stand.
-            k: [batch, capacity, heads, head_dim], this layer's keys, written in place.
-            v: as ``k``.
-            num_video: tokens [0, num_video) are video, the rest audio.
-
-        Returns:
-            [batch, tokens, dim], the residual stream behind the block.
-        """
-        q = self.write(x, modulation, row_index, tables, k, v)
+        if num_video is None:
+            return q
         if torch.is_grad_enabled() and k.requires_grad:
             # The backward pass needs keys and values as they are now; later writes go to the same addresses.
             k, v = k.clone(), v.clone()
@@ -309,14 +299,12 @@ class JointDiT(nn.Module):
             tables = tables.where(due)
         x = self._embed(latents)
         row_index = torch.zeros(x.shape[:2], dtype=torch.int32, device=x.device)
-        for index, block in enumerate(self.blocks[:-1]):
+        for index, block in enumerate(self.blocks):
             k, v = memory.k[index], memory.v[index]
+            # Nothing reads what the last block makes of clean tokens, only their keys and values.
+            num_video = x.shape[1] if index < len(self.blocks) - 1 else None
             with span("layer", index):
-                x = block(x, modulation.blocks[index], row_index, tables, k, v, x.shape[1])
-        # Nothing reads what the last block makes of clean tokens, only their keys and values.
-        last = cast(Block, self.blocks[-1])
-        with span("layer", len(self.blocks) - 1):
-            last.write(x, modulation.blocks[-1], row_index, tables, memory.k[-1], memory.v[-1])
+                x = block(x, modulation.blocks[index], row_index, tables, k, v, num_video)
 
     def _embed(self, latents: torch.Tensor) -> torch.Tensor:
         """Turn [batch, frames, channels, height, width] into tokens [batch, tokens, dim], width fastest."""

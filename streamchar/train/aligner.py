@@ -32,6 +32,7 @@ from ..config import Preset
 from ..data.corpus import Corpus
 from ..durations import TYPICAL
 from .loop import LoopConfig, Stage, Trained
+from .parallel import rand, randint, randn
 
 CONFIG = LoopConfig(steps=1000, lr=2e-3, batch=32, matrix_lr=0.01, warmup=50, ema=0.99)
 #: Frames of an example.
@@ -152,10 +153,10 @@ class AlignerStage(Stage):
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
         count, window = self.config.batch, min(WINDOW, self.timeline.frames)
-        starts = torch.randint(self.timeline.frames - window + 1, (count,), generator=generator)
+        starts = randint(self.timeline.frames - window + 1, (count,), generator)
         clean = self.latents[starts[:, None] + torch.arange(window)].float()
-        level = torch.rand((count, 1, 1), generator=generator) * NOISE
-        noisy = clean + level * torch.randn(clean.shape, generator=generator)
+        level = rand((count, 1, 1), generator) * NOISE
+        noisy = clean + level * randn(clean.shape, generator)
         shares = torch.stack([self.timeline.shares(int(each), window, self.vocabulary) for each in starts])
         with torch.autocast(self.device.type, torch.bfloat16):
             log_probs = self.classifier(noisy.to(self.device))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import Preset
 from ..data.corpus import SAMPLES_PER_FRAME, Corpus, Recording
+from .parallel import own, world
 
 
 def random_recordings(
@@ -22,14 +23,17 @@ def random_recordings(
 
 
 def random_audio(corpus: Corpus, count: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Draw excerpts of so many whole tokens, [count, tokens * 1000] fp32; short recordings end in silence."""
-    audio = torch.zeros(count, tokens * SAMPLES_PER_FRAME)
-    for row, recording in zip(audio, random_recordings(corpus, count, generator), strict=True):
+    """Draw excerpts of so many whole tokens, [count, tokens * 1000] fp32; short recordings end in silence.
+
+    As all that is drawn in rows, these are the process's own of those drawn for all (:mod:`.parallel`).
+    """
+    audio = torch.zeros(count * world(), tokens * SAMPLES_PER_FRAME)
+    for row, recording in zip(audio, random_recordings(corpus, len(audio), generator), strict=True):
         room = max(recording.frames - tokens, 0)
         start = int(torch.randint(room + 1, (), generator=generator)) * SAMPLES_PER_FRAME
         piece = recording.audio[start : start + tokens * SAMPLES_PER_FRAME].astype(np.float32) / 32767
         row[: len(piece)] = torch.from_numpy(piece)
-    return audio
+    return own(audio)
 
 
 def audio_of(corpus: Corpus, index: int) -> Tensor:
@@ -64,6 +68,10 @@ class SpeechBatch:
     def to(self, device: torch.device) -> "SpeechBatch":
         """Return the batch on a device."""
         return SpeechBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
+
+    def own(self) -> "SpeechBatch":
+        """Return this process's rows of a batch that was drawn for all."""
+        return SpeechBatch(**{each.name: own(getattr(self, each.name)) for each in fields(self)})
 
 
 def speech_batch(

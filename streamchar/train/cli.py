@@ -1,5 +1,6 @@
 """``streamchar train``: one command a stage."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 from ..config import preset
 from .loop import LoopConfig, TrainingError, run
+from .parallel import processes, rank
 from .stages import Workshop
 
 app = typer.Typer(add_completion=False)
@@ -36,17 +38,38 @@ def train(
     steps: Annotated[int | None, typer.Option(help="In all, instead of the stage's own number.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     of: Annotated[str, typer.Option(help="Stage to export: teacher, student or a rollout.")] = "rollout",
+    batch: Annotated[int | None, typer.Option(help="Examples of a step, in each process.")] = None,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Split weights and optimiser over the processes of torchrun.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where export writes.")] = Path("streamchar/weights/tiny"),
 ) -> None:
-    """Train a stage, going on where it was left. Exit 1 when it cannot."""
-    console = Console()
+    """Train a stage, going on where it was left. Exit 1 when it cannot.
+
+    Under torchrun, as many processes train together, each on its own examples.
+    """
     if threads:
         torch.set_num_threads(threads)
 
     def loop(config: LoopConfig) -> LoopConfig:
-        return replace(config, steps=steps) if steps else config
+        config = replace(config, steps=steps or config.steps, batch=batch or config.batch)
+        return replace(config, shard=shard)
 
-    workshop = Workshop(directory.expanduser(), preset("tiny"), torch.device(device))
+    with processes(torch.device(device)) as own_device:
+        console = Console()
+        workshop = Workshop(directory.expanduser(), preset("tiny"), own_device)
+        _train(workshop, stage, loop, minutes, of, out, console)
+
+
+def _train(
+    workshop: Workshop,
+    stage: str,
+    loop: Callable[[LoopConfig], LoopConfig],
+    minutes: float | None,
+    of: str,
+    out: Path,
+    console: Console,
+) -> None:
     try:
         if stage == "data":
             console.print(f"{len(workshop.corpus())} recordings")
@@ -61,7 +84,8 @@ def train(
             console.print(f"{draw_curves(workshop.runs)} written")
         else:
             done = run(workshop.stage(stage, loop), workshop.runs, minutes)
-            console.print(f"{stage}: {done} steps")
+            if rank() == 0:
+                console.print(f"{stage}: {done} steps")
     except (TrainingError, FileNotFoundError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         raise typer.Exit(1) from None

@@ -6,6 +6,8 @@ x = (1 - sigma) z + sigma eps, velocity v = eps - z, so that z = x - sigma v (ar
 import torch
 from torch import Tensor
 
+from .parallel import rand
+
 #: Shift of the noise levels that are trained, towards noise: the few-step schedule lives there.
 SHIFT = 3.0
 
@@ -13,11 +15,12 @@ SHIFT = 3.0
 def draw_sigmas(shape: tuple[int, ...], generator: torch.Generator, shift: float = SHIFT) -> Tensor:
     """Draw noise levels in (0, 1], even in t and warped to shift * t / (1 + (shift - 1) * t).
 
-    One in eight is exactly 1, where generation starts (the warp: arXiv 2403.03206 section 5.3.2).
+    One in eight is exactly 1, where generation starts (the warp: arXiv 2403.03206 section 5.3.2). The
+    first dimension of ``shape`` is rows of this process.
     """
-    t = 1 - torch.rand(shape, generator=generator)
+    t = 1 - rand(shape, generator)
     sigmas = shift * t / (1 + (shift - 1) * t)
-    return torch.where(torch.rand(shape, generator=generator) < 0.125, torch.ones_like(sigmas), sigmas)
+    return torch.where(rand(shape, generator) < 0.125, torch.ones_like(sigmas), sigmas)
 
 
 def interpolate(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

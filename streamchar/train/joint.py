@@ -20,6 +20,8 @@ from ..model import JointDiT, Modulation
 from ..orchestrator import Orchestrator
 from .batches import SpeechBatch, speech_batch
 from .clips import draw, pose, reference
+from .parallel import own, world
+from .sharding import Shardable, shard_layers
 
 #: How often conditioning is left out, so that none is leant on alone.
 DROP_REFERENCE, DROP_SINK, DROP_MOTION = 0.05, 0.1, 0.05
@@ -76,13 +78,30 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     return VideoLatents(whole, bounds, wide.mean((0, 2, 3)), wide.std((0, 2, 3)))
 
 
-class JointModel(nn.Module):
+class JointModel(Shardable):
     """Orchestrator and transformer, in the dtypes they are trained in."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.orchestrator = Orchestrator.from_preset(preset)
         self.dit = JointDiT(preset, backend="torch").bfloat16()
+        self._narrow: torch.dtype | None = None
+
+    @property
+    def split(self) -> bool:
+        """Whether the transformer's weights are split over processes."""
+        return self._narrow is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in, split or not."""
+        return self._narrow or self.dit.table.dtype
+
+    def shard(self) -> None:
+        """Split the transformer's weights; the orchestrator, which is not trained here, stays whole."""
+        self._narrow = self.dtype
+        # A block writes its keys and values, which are its fifth and sixth argument.
+        shard_layers(self.dit, self.dit.blocks, ("modulation", "commit", "step"), written=(4, 5))
 
     def start_from(self, orchestrator: Orchestrator, velocity: nn.Linear) -> None:
         """Take over a pretrained orchestrator, and begin with audio velocities that are its own.
@@ -122,6 +141,11 @@ class JointBatch:
         """Return the batch on a device."""
         return JointBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
+    def own(self) -> "JointBatch":
+        """Return this process's rows of a batch that was drawn for all."""
+        rows = {each.name: own(getattr(self, each.name)) for each in fields(self) if each.name != "speech"}
+        return JointBatch(speech=self.speech.own(), **rows)
+
 
 def joint_batch(
     preset: Preset,
@@ -132,6 +156,7 @@ def joint_batch(
     generator: torch.Generator,
 ) -> JointBatch:
     """Draw chunks of recordings that have video."""
+    count *= world()
     chunk = preset.chunk
     frames, stride = chunk.latent_frames, preset.picture.temporal_stride
     lengths = torch.tensor(video.bounds).diff().double() - 1 - frames
@@ -162,7 +187,8 @@ def joint_batch(
         parts[name] = parts[name] + level * torch.randn(parts[name].shape, generator=generator)
     kept = torch.randint(2, 7, (count,), generator=generator).tolist()
     speech = speech_batch(preset, places, audio, kept)
-    return JointBatch(speech, torch.stack(references), parts["sink"], parts["motion"], parts["video"], valid)
+    batch = JointBatch(speech, torch.stack(references), parts["sink"], parts["motion"], parts["video"], valid)
+    return batch.own()
 
 
 def _start(length: int, frames: int, generator: torch.Generator) -> int:

@@ -1,7 +1,8 @@
 """The training loop: resumable, seeded by step, with an averaged copy of the weights and curves to look at.
 
 All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from
-its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit.
+its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit. Several processes
+(:mod:`.parallel`) take the same steps on parts of a larger batch; the first of them logs and saves.
 """
 
 import hashlib
@@ -13,144 +14,27 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
-from .muon import Muon, matrices
+from .parallel import anywhere, means, meet, rank
+from .trained import LoopConfig, Trained, TrainingError
 
-#: Weights pulled to zero a little; biases, norms and other vectors are left alone.
-WEIGHT_DECAY = 0.01
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: in all; the learning rate rises over the first ``warmup``, stays, and falls to zero over the
-            last third.
-        lr: learning rate at its highest, of AdamW.
-        matrix_lr: the same of Muon, which trains matrices where it is above 0.
-        batch: examples of a step.
-        warmup: steps.
-        ema: decay of the averaged copy, a step.
-        clip: norm that gradients are cut to.
-        seed: of everything random.
-        save_seconds: between checkpoints.
-    """
-
-    steps: int
-    lr: float
-    batch: int
-    matrix_lr: float = 0.0
-    warmup: int = 100
-    ema: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
-    save_seconds: float = 120.0
-
-    def pace(self, step: int) -> float:
-        """Return the share of the learning rate at a step: a trapezium, its flat part easy to extend."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
-        fall = min(1.0, 3 * (self.steps - step) / self.steps)
-        return min(rise, fall)
-
-
-class Trained:
-    """A module with its optimiser and its averaged copy.
-
-    A module in 16 bits is trained through a copy of its weights in fp32, in which steps too small for it add
-    up.
-
-    Args:
-        module: its parameters that require a gradient are trained.
-        config: learning rate, clipping and averaging.
-        lr_scale: of this module against the config's learning rate.
-        betas: of AdamW.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        config: LoopConfig,
-        lr_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-    ) -> None:
-        self.module, self.config = module, config
-        named = [(name, each) for name, each in module.named_parameters() if each.requires_grad]
-        self.names, self.parameters = [name for name, _ in named], [each for _, each in named]
-        self.wide = [
-            each if each.dtype == torch.float32 else each.detach().float() for each in self.parameters
-        ]
-        in_matrices = {id(each) for each in matrices(module)} if config.matrix_lr else set()
-        pairs = list(zip(self.parameters, self.wide, strict=True))
-        by_muon = [wide for narrow, wide in pairs if id(narrow) in in_matrices]
-        rest = [wide for narrow, wide in pairs if id(narrow) not in in_matrices]
-        groups = [
-            {"params": [each for each in rest if each.dim() > 1], "weight_decay": WEIGHT_DECAY},
-            {"params": [each for each in rest if each.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.optimisers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=True), config.lr * lr_scale)
-        ]
-        if by_muon:
-            muon = Muon(by_muon, config.matrix_lr, weight_decay=WEIGHT_DECAY)
-            self.optimisers.append((muon, config.matrix_lr * lr_scale))
-        self.ema = [each.detach().clone() for each in self.wide]
-
-    def update(self, loss: Tensor, step: int) -> float:
-        """Take an optimiser step down ``loss`` and return the norm of the gradient."""
-        for optimiser, rate in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * self.config.pace(step)
-        for parameter in self.parameters:
-            parameter.grad = None
-        loss.backward()
-        for wide, parameter in zip(self.wide, self.parameters, strict=True):
-            wide.grad = None if parameter.grad is None else parameter.grad.to(wide.dtype)
-        norm = nn.utils.clip_grad_norm_(self.wide, self.config.clip)
-        if not torch.isfinite(norm):
-            raise TrainingError(f"gradients must be finite, got {float(norm)} at step {step}; lower the rate")
-        for optimiser, _ in self.optimisers:
-            optimiser.step()
-        with torch.no_grad():
-            for wide, parameter in zip(self.wide, self.parameters, strict=True):
-                if wide is not parameter:
-                    parameter.copy_(wide)
-        # A short memory first: an average over a thousand steps of ten is mostly the random start.
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.ema, [each.detach() for each in self.wide], 1 - decay)
-        return float(norm)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs."""
-        return {
-            "module": self.module.state_dict(),
-            "names": self.names,
-            "wide": [each.detach() for each in self.wide],
-            "optimisers": [optimiser.state_dict() for optimiser, _ in self.optimisers],
-            "ema": self.ema,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where :meth:`state_dict` was."""
-        self.module.load_state_dict(state["module"])
-        with torch.no_grad():
-            for wide, value in zip(self.wide, state["wide"], strict=True):
-                wide.copy_(value)
-        for (optimiser, _), saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        for average, value in zip(self.ema, state["ema"], strict=True):
-            average.copy_(value)
+__all__ = [
+    "LoopConfig",
+    "Stage",
+    "Trained",
+    "TrainingError",
+    "averaged",
+    "read_log",
+    "run",
+    "step_generator",
+]
 
 
 class Stage(ABC):
@@ -171,7 +55,11 @@ class Stage(ABC):
 
     @abstractmethod
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
-        """Take one step, drawing only from ``generator``, and return what to log."""
+        """Take one step, drawing only from ``generator``, and return what to log.
+
+        Several processes draw the same numbers: those of a row with the functions of :mod:`.parallel`, which
+        draw for all processes' rows and keep this one's.
+        """
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -183,7 +71,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
 
-    Ctrl-C and a request to terminate end it after the step at hand, saved.
+    Ctrl-C and a request to terminate end it after the step at hand, saved. Of several processes, each calls
+    this with its own copy of the stage; what any of them is asked, all do.
 
     Args:
         stage: freshly built.
@@ -199,32 +88,37 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
     folder = directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step = _resume(stage, folder / "checkpoint.pt")
-    _cut_log(folder / "log.jsonl", step)
+    first = rank() == 0
+    if first:
+        _cut_log(folder / "log.jsonl", step)
     started = saved = time.monotonic()
     sums: dict[str, float] = {}
     count = 0
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns) as progress,
-        (folder / "log.jsonl").open("a") as log,
+        Progress(*columns, disable=not first) as progress,
+        (folder / "log.jsonl" if first else Path(os.devnull)).open("a") as log,
         _stop_signals() as stop,
     ):
         bar = progress.add_task(stage.name, total=stage.config.steps, completed=step)
-        while step < stage.config.steps and not stop:
+        while step < stage.config.steps:
             for name, value in stage.update(step, step_generator(stage.config.seed, step)).items():
                 sums[name] = sums.get(name, 0.0) + value
             step, count = step + 1, count + 1
             now = time.monotonic()
-            over = bool(stop) or (minutes is not None and now - started > 60 * minutes)
+            over, due = anywhere(
+                bool(stop) or (minutes is not None and now - started > 60 * minutes),
+                now - saved > stage.config.save_seconds,
+            )
             last = over or step == stage.config.steps
             if count == 50 or last:
-                entry = {name: value / count for name, value in sums.items()}
+                entry = dict(zip(sums, means([value / count for value in sums.values()]), strict=True))
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
                 entry = {"step": step, "seconds": round(now - started, 1), **entry}
                 print(json.dumps(entry), file=log, flush=True)
                 sums, count = {}, 0
-            if last or now - saved > stage.config.save_seconds:
+            if last or due:
                 _save(stage, folder / "checkpoint.pt", step)
                 saved = time.monotonic()
             if over:
@@ -276,7 +170,8 @@ def read_log(folder: Path) -> Iterable[dict[str, float]]:
 def _resume(stage: Stage, file: Path) -> int:
     if not file.is_file():
         return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    # Of what is split, a process reads its own rows alone.
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=stage.config.shard)
     if state["about"] != stage.about:
         raise TrainingError(
             f"{file} must be of {stage.about}, got {state['about']}; remove it or train in another directory"
@@ -312,7 +207,10 @@ def _save(stage: Stage, file: Path, step: int) -> None:
         "about": stage.about,
         "trained": {name: trained.state_dict() for name, trained in stage.trained.items()},
     }
-    # A kill while writing must leave the checkpoint before whole.
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, file)
+    if rank() == 0:
+        # A kill while writing must leave the checkpoint before whole.
+        partial = file.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, file)
+    # No process may look for the checkpoint before it is there.
+    meet()

@@ -6,10 +6,12 @@ as fast as the strong ones; the video VAE learned blurs for hundreds of steps wi
 Source: Muon, arXiv 2502.16982; the quintic iteration and its coefficients, Jordan et al. 2024.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from .sharding import Part
 
 #: Of p(x) = a x + b x^3 + c x^5, whose iterates drive singular values to about 1 from anywhere in (0, 1].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -50,6 +52,8 @@ class Muon(torch.optim.Optimizer):
         lr: size of a step against weights of unit gain, 0.02 by custom.
         momentum: of the gradient.
         weight_decay: a step, against ``lr``.
+        parts: of parameters that are rows of a larger matrix, how to get at the whole, which is what has
+            singular vectors. Every process then computes the whole update and takes its rows of it.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        parts: Mapping[Tensor, Part] | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._parts = parts or {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -73,8 +79,10 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
-                flat = ahead.flatten(1)
-                update = orthogonalise(flat).view(ahead.shape)
+                part = self._parts.get(parameter) or Part(parameter)
+                whole = part.gather(ahead)
+                flat = whole.flatten(1)
+                update = part.take(orthogonalise(flat).view(whole.shape))
                 size = max(1.0, flat.shape[0] / flat.shape[1]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * size)

@@ -16,6 +16,7 @@ from ..orchestrator import Orchestrator
 from .batches import SpeechBatch, random_recordings, speech_batch
 from .flow import draw_sigmas, interpolate
 from .loop import LoopConfig, Stage, Trained
+from .parallel import rand, randint, randn, share, total_, world
 
 CONFIG = LoopConfig(steps=4000, lr=1e-3, batch=32, matrix_lr=0.01, warmup=200)
 #: Noisy versions of a chunk that share one pass over its prefix.
@@ -85,12 +86,12 @@ def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Gener
     orchestrator = model.orchestrator
     count, device = len(batch.progress), batch.progress.device
     sigma = draw_sigmas((count, DRAWS), generator).to(device)
-    noise = torch.randn((count, DRAWS, *batch.audio.shape[1:]), generator=generator).to(device)
+    noise = randn((count, DRAWS, *batch.audio.shape[1:]), generator).to(device)
     clean = batch.audio[:, None].expand_as(noise)
-    jitter = torch.randn(count, generator=generator).to(device) * PROGRESS_NOISE
+    jitter = randn((count,), generator).to(device) * PROGRESS_NOISE
     progress = (batch.progress + jitter).clamp(min=0).minimum(batch.text_lengths.float())
-    level = torch.rand((count, 1, 1), generator=generator) * HISTORY_NOISE
-    unsure = (level * torch.randn(batch.history.shape, generator=generator)).to(device)
+    level = rand((count, 1, 1), generator) * HISTORY_NOISE
+    unsure = (level * randn(batch.history.shape, generator)).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         states, position = orchestrator(
             batch.text_ids,
@@ -107,7 +108,9 @@ def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Gener
     if orchestrator.durations is not None:
         valid = torch.arange(batch.text_ids.shape[1], device=device) < batch.text_lengths[:, None]
         planned = orchestrator.durations(batch.text_ids, valid)
-        losses["durations"] = F.smooth_l1_loss(planned[valid], batch.durations[valid], beta=0.25)
+        summed = F.smooth_l1_loss(planned[valid], batch.durations[valid], beta=0.25, reduction="sum")
+        # Every token counts alike, whichever process it is in.
+        losses["durations"] = summed / total_(valid.sum()) * world()
     return losses
 
 
@@ -116,15 +119,15 @@ def random_speech(
 ) -> SpeechBatch:
     """Draw chunks of a corpus, some at the start of a recording and some past its last word."""
     places = []
-    for recording in random_recordings(corpus, count, generator):
+    for recording in random_recordings(corpus, count * world(), generator):
         room = max(recording.frames - preset.audio_tokens // 2, 1)
         # Starts are what a listener notices first, and as many as one chunk in eight of a short text.
         early = torch.rand((), generator=generator) < 0.15
         place = torch.randint(1 if early else room, (), generator=generator)
         places.append((recording, int(place)))
-    kept = torch.randint(KEPT_WORDS[0], KEPT_WORDS[1] + 1, (count,), generator=generator)
-    batch = speech_batch(preset, places, latents, kept.tolist())
-    forgotten = torch.rand(count, generator=generator) < NO_HISTORY
+    kept = KEPT_WORDS[0] + randint(KEPT_WORDS[1] + 1 - KEPT_WORDS[0], (count,), generator)
+    batch = speech_batch(preset, [places[row] for row in share(count)], latents, kept.tolist())
+    forgotten = rand((count,), generator) < NO_HISTORY
     batch.history_lengths.masked_fill_(forgotten, 0)
     return batch
 

@@ -18,8 +18,9 @@ from ..pointer import pointer_loss
 from ..text import default_tokenizer
 from .aligner import FrameClassifier, align
 from .joint import JointModel, VideoLatents, joint_batch
-from .loop import LoopConfig, Trained
+from .loop import LoopConfig
 from .orchestrator import POINTER_WEIGHT
+from .parallel import randint, share
 from .sessions import RolledOut, SessionBatch
 from .student import ANCHOR, StudentStage
 from .teacher import unsure
@@ -67,16 +68,13 @@ class RolloutStage(StudentStage):
         config: LoopConfig = CONFIG,
         without: str | None = None,
     ) -> None:
-        super().__init__(preset, corpus, audio, video, teacher, device, config)
+        trains_pointer = without != "pointer"
+        start = student, score
+        super().__init__(preset, corpus, audio, video, teacher, device, config, start, trains_pointer)
         if without is not None:
             self.name = f"rollout-without-{without}"
         self.about["without"] = without
-        self.student.load_state_dict(student.state_dict())
-        self.score.load_state_dict(score.state_dict())
         self.aligner = aligner.to(device).requires_grad_(False)
-        self.student.orchestrator.pointer.requires_grad_(without != "pointer")
-        self.trained["joint"] = Trained(self.student, config)
-        self.trained["score"] = Trained(self.score, self.trained["score"].config)
         self.sessions = SessionBatch(
             self.student,
             preset,
@@ -84,7 +82,7 @@ class RolloutStage(StudentStage):
             config.batch,
             device,
             sink=without != "sink",
-            pointer=without != "pointer",
+            pointer=trains_pointer,
         )
 
     def chunks(self, step: int) -> int:
@@ -105,10 +103,12 @@ class RolloutStage(StudentStage):
     def _begin(self, chunks: int, generator: torch.Generator) -> None:
         count = self.config.batch
         words = int(WORDS_A_SECOND * self.preset.seconds * chunks) + WORDS_A_SECOND
-        seeds = torch.randint(2**31, (count + 1,), generator=generator).tolist()
-        texts = [paragraphs(words, seed, held_out=False) for seed in seeds[1:]]
-        shown = torch.randint(len(self.video), (count,), generator=generator).tolist()
-        self.sessions.begin(texts, torch.stack([self.video.of(index)[0] for index in shown]), seeds[0])
+        # Sessions of all processes follow one another in their noise too.
+        seed = int(torch.randint(2**31, (), generator=generator)) + share(count).start
+        seeds = randint(2**31, (count,), generator).tolist()
+        texts = [paragraphs(words, each, held_out=False) for each in seeds]
+        shown = randint(len(self.video), (count,), generator).tolist()
+        self.sessions.begin(texts, torch.stack([self.video.of(index)[0] for index in shown]), seed)
 
     def _chunk(self, step: int, generator: torch.Generator) -> dict[str, float]:
         exit_step = int(torch.randint(self.preset.sampler.steps, (), generator=generator))

@@ -66,10 +66,12 @@ class SessionBatch:
     ) -> None:
         self._planned = None if pointer else PlannedPointer(preset.audio_tokens)
         self.preset, self._tokenizer, self._batch, self._sink_used = preset, tokenizer, batch, sink
-        self._memory = KVMemory(preset, batch, device, model.dit.table.dtype)
+        self._memory = KVMemory(preset, batch, device, model.dtype)
         self._buffers = ChunkBuffers.zeros(preset, batch, device)
         state = model.orchestrator.new_state(batch)
-        parts = self._memory, state, self._buffers, GraphPool(device)
+        # Split weights have no lasting address that a captured graph could read them from.
+        graphs = GraphPool(torch.device("cpu") if model.split else device)
+        parts = self._memory, state, self._buffers, graphs
         self._lane = Lane(model.dit, model.orchestrator, *parts)
         self._windows: list[TextWindow] = []
         self._tokens: list[list[int]] = []

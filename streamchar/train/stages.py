@@ -16,6 +16,7 @@ from . import aligner, orchestrator, rollout, student, teacher, vae, vocoder
 from .aligner import FrameClassifier
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
+from .parallel import one_by_one
 
 #: Recordings that are drawn and encoded, each with an identity of its own.
 VIDEOS = 700
@@ -59,7 +60,8 @@ class Workshop:
 
     def corpus(self) -> Corpus:
         """Return the corpus, built first where it is missing."""
-        return build_corpus(self.root / "corpus", self._corpus_config)
+        with one_by_one():
+            return self._corpus()
 
     def stage(self, name: str, loop: Callable[[LoopConfig], LoopConfig] | None = None) -> Stage:
         """Return a stage, ready to run.
@@ -103,20 +105,21 @@ class Workshop:
     def audio(self) -> Tensor:
         """Return the audio latents of the corpus, encoded once."""
         file = self.root / "audio_latents.pt"
-        if not file.is_file():
-            codec = Vocoder.from_preset(self.preset).to(self.device)
-            vocoder.fit_encoder(codec, self.corpus())
-            torch.save(orchestrator.audio_latents(codec, self.corpus()), file)
+        with one_by_one():
+            if not file.is_file():
+                codec = Vocoder.from_preset(self.preset).to(self.device)
+                vocoder.fit_encoder(codec, self._corpus())
+                torch.save(orchestrator.audio_latents(codec, self._corpus()), file)
         latents: Tensor = torch.load(file, weights_only=True)
         return latents
 
     def video(self) -> VideoLatents:
         """Return video latents, encoded once."""
-        file = self.root / "video_latents.pt"
-        if not file.is_file():
-            picture = self.preset.picture
-            encoded = encode_video(self.vae(), self.corpus(), self.videos, (picture.height, picture.width))
-            torch.save(vars(encoded), file)
+        file, picture = self.root / "video_latents.pt", self.preset.picture
+        with one_by_one():
+            if not file.is_file():
+                size = picture.height, picture.width
+                torch.save(vars(encode_video(self.vae(), self._corpus(), self.videos, size)), file)
         return VideoLatents(**torch.load(file, weights_only=True))
 
     def normalised(self) -> Preset:
@@ -124,6 +127,9 @@ class Workshop:
         video = self.video()
         mean, std = tuple(video.mean.tolist()), tuple(video.std.tolist())
         return replace(self.preset, vae=replace(self.preset.vae, latents_mean=mean, latents_std=std))
+
+    def _corpus(self) -> Corpus:
+        return build_corpus(self.root / "corpus", self._corpus_config)
 
     def _vocoder(self, config: LoopConfig) -> Stage:
         return vocoder.VocoderStage(self.preset, self.corpus(), self.device, config)

@@ -20,6 +20,7 @@ from .dmd import distribution_matching_loss
 from .flow import draw_sigmas, interpolate, to_clean
 from .joint import JointBatch, JointModel, VideoLatents, joint_batch, velocities
 from .loop import LoopConfig, Stage, Trained
+from .parallel import randint, randn
 from .teacher import unsure
 
 CONFIG = LoopConfig(steps=180, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
@@ -44,6 +45,8 @@ class StudentStage(Stage):
         teacher: trained; not changed.
         device: where to train.
         config: of the loop.
+        start: what student and score start from, instead of the teacher.
+        trains_pointer: whether the student's pointer is trained, alone of its orchestrator.
     """
 
     name = "student"
@@ -57,15 +60,18 @@ class StudentStage(Stage):
         teacher: JointModel,
         device: torch.device,
         config: LoopConfig = CONFIG,
+        start: tuple[JointModel, JointModel] | None = None,
+        trains_pointer: bool = False,
     ) -> None:
         about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
         super().__init__(config, about)
         self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
         self.teacher = teacher.to(device).requires_grad_(False)
         self.student, self.score = JointModel(preset).to(device), JointModel(preset).to(device)
-        for model in (self.student, self.score):
-            model.load_state_dict(teacher.state_dict())
+        for model, source in zip((self.student, self.score), start or (teacher, teacher), strict=True):
+            model.load_state_dict(source.state_dict())
             model.orchestrator.requires_grad_(False)
+        self.student.orchestrator.pointer.requires_grad_(trains_pointer)
         self.memory = {
             name: KVMemory(preset, config.batch, device, torch.bfloat16)
             for name in ("student", "score", "teacher")
@@ -113,7 +119,7 @@ class StudentStage(Stage):
 
     def _noise(self, batch: JointBatch, generator: torch.Generator) -> Pair:
         video, audio = batch.video.shape, batch.speech.audio.shape
-        noise = torch.randn(video, generator=generator), torch.randn(audio, generator=generator)
+        noise = randn(video, generator), randn(audio, generator)
         return noise[0].to(self.device), noise[1].to(self.device)
 
     def _level(self, count: int, index: int) -> Tensor:
@@ -122,7 +128,7 @@ class StudentStage(Stage):
     def _regression(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Tensor:
         """Return the flow-matching loss at the student's own noise levels, one drawn for each row."""
         steps = self.preset.sampler.steps
-        chosen = torch.randint(steps, (len(batch.video),), generator=generator)
+        chosen = randint(steps, (len(batch.video),), generator)
         sigma = torch.tensor(self.levels)[chosen].to(self.device)
         noise, clean = self._noise(batch, generator), (batch.video, batch.speech.audio)
         x = interpolate(clean[0], noise[0], sigma), interpolate(clean[1], noise[1], sigma)

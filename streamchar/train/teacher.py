@@ -12,6 +12,7 @@ from .flow import draw_sigmas, interpolate
 from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_batch, velocities
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
+from .parallel import rand, randn
 
 CONFIG = LoopConfig(steps=1500, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
 #: Noisy versions of a chunk that share its conditioning.
@@ -71,10 +72,10 @@ def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tenso
     speech = batch.speech
     count = len(speech.progress)
     device = speech.progress.device
-    jitter = torch.randn(count, generator=generator).to(device) * PROGRESS_NOISE
+    jitter = randn((count,), generator).to(device) * PROGRESS_NOISE
     progress = (speech.progress + jitter).clamp(min=0).minimum(speech.text_lengths.float())
-    level = torch.rand((count, 1, 1), generator=generator) * HISTORY_NOISE
-    history = speech.history + (level * torch.randn(speech.history.shape, generator=generator)).to(device)
+    level = rand((count, 1, 1), generator) * HISTORY_NOISE
+    history = speech.history + (level * randn(speech.history.shape, generator)).to(device)
     return progress, history
 
 
@@ -89,7 +90,7 @@ def flow_losses(
     noisy: list[tuple[Tensor, Tensor]] = []
     for draw in range(DRAWS):
         clean = batch.video, batch.speech.audio
-        noise = tuple(torch.randn(each.shape, generator=generator).to(each.device) for each in clean)
+        noise = tuple(randn(each.shape, generator).to(each.device) for each in clean)
         targets.append((noise[0] - clean[0], noise[1] - clean[1]))
         noisy.append(
             (

@@ -10,6 +10,7 @@ from ..data.corpus import Corpus
 from .batches import random_recordings
 from .clips import draw, pixel_weights, pose
 from .loop import LoopConfig, Stage, Trained
+from .parallel import randn, share, world
 
 CONFIG = LoopConfig(steps=3900, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
 #: Latents of a clip after its first. Short clips show more faces for the same work; every second step takes
@@ -51,7 +52,7 @@ class VaeStage(Stage):
         frames = self._clips(LONG_LATENTS if long else LATENTS, generator).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.vae.encode(frames)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            noise = randn(latents.shape, generator).to(latents)
             made = self.vae.decode_clip(latents + LATENT_NOISE * noise)
         made = made.float()
         pixels = ((made - frames).abs() * self.weights).mean()
@@ -76,8 +77,10 @@ class VaeStage(Stage):
         frames = latents * self.stride
         # As many frames of either length.
         count = max(1, self.config.batch * (1 + LATENTS * self.stride) // (1 + frames))
-        for recording in random_recordings(self.corpus, count, generator, frames):
+        for row, recording in enumerate(random_recordings(self.corpus, count * world(), generator, frames)):
             seed, start, chance = torch.randint(2**31, (3,), generator=generator).tolist()
+            if row not in share(count):
+                continue
             identity = Identity.sample(seed % IDENTITIES)
             motion = pose(recording, seed)
             first = start % (recording.frames - frames)
