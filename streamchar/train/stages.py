@@ -129,7 +129,10 @@ class Workshop:
         return replace(self.preset, vae=replace(self.preset.vae, latents_mean=mean, latents_std=std))
 
     def _corpus(self) -> Corpus:
-        return build_corpus(self.root / "corpus", self._corpus_config)
+        directory = self.root / "corpus"
+        if (directory / "corpus.json").is_file():
+            return Corpus(directory)
+        return build_corpus(directory, self._corpus_config)
 
     def _vocoder(self, config: LoopConfig) -> Stage:
         return vocoder.VocoderStage(self.preset, self.corpus(), self.device, config)
