@@ -111,7 +111,7 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
                 now - saved > stage.config.save_seconds,
             )
             last = over or step == stage.config.steps
-            if count == 50 or last:
+            if count == stage.config.log_steps or last:
                 entry = dict(zip(sums, means([value / count for value in sums.values()]), strict=True))
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")

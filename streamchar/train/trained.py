@@ -34,6 +34,7 @@ class LoopConfig:
         clip: norm that gradients are cut to.
         seed: of everything random.
         save_seconds: between checkpoints.
+        log_steps: that an entry of the log is the mean of.
         shard: whether weights and optimiser state are split over the processes, or the same in all of them.
     """
 
@@ -46,6 +47,7 @@ class LoopConfig:
     clip: float = 1.0
     seed: int = 0
     save_seconds: float = 120.0
+    log_steps: int = 50
     shard: bool = False
 
     def pace(self, step: int) -> float:
