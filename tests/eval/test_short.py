@@ -176,7 +176,7 @@ class Hum:
             audio = np.full(30_500, 0.1, np.float32)
             symbols = "ɑm"
             ends = np.asarray([0.5, 1.2], np.float32)
-            word_ends = np.asarray([2], np.int32)
+            word_ends = (2,)
 
         return Said()
 
