@@ -4,21 +4,29 @@ from pathlib import Path
 
 from .loop import read_log
 
+COLUMNS = 3
+#: Logged beside the losses.
+OTHERS = {"step", "seconds", "norm", "chunks"}
+
 
 def draw_curves(directory: Path) -> Path:
     """Draw every logged figure of every stage over its steps; return the picture's file."""
     from matplotlib.figure import Figure
 
     logs = {file.parent.name: list(read_log(file.parent)) for file in sorted(directory.glob("*/log.jsonl"))}
-    figure = Figure(figsize=(4 * max(len(logs), 1), 3.5), layout="constrained")
-    for axes, (stage, entries) in zip(figure.subplots(1, max(len(logs), 1), squeeze=False)[0], logs.items()):
-        for name in sorted({key for entry in entries for key in entry} - {"step", "seconds", "norm"}):
+    rows = -(-max(len(logs), 1) // COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 3 * rows), layout="constrained")
+    cells = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    for axes, (stage, entries) in zip(cells, logs.items()):
+        for name in sorted({key for entry in entries for key in entry} - OTHERS):
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]
             axes.plot(*zip(*points, strict=True), label=name)
         axes.set_title(stage)
         axes.set_xlabel("step")
-        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_yscale("log")
         axes.legend(fontsize=7)
+    for axes in cells:
+        axes.set_axis_off()
     target = directory / "curves.png"
-    figure.savefig(target, dpi=110)
+    figure.savefig(target, dpi=80)
     return target

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from streamchar.config import OrchestratorConfig, VocoderConfig
+from streamchar.train.curves import COLUMNS, draw_curves
 from streamchar.train.export import engine_of, export
 from streamchar.train.loop import TrainingError, read_log, run
 from streamchar.train.stages import Workshop
@@ -120,6 +122,13 @@ def test_latents_of_all_recordings_are_normalised(workshop, trained):
     audio = workshop.audio()
     assert len(audio) == sum(workshop.corpus().frames)
     assert audio.float().square().mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_every_stage_has_its_curves(workshop, trained):
+    with Image.open(draw_curves(workshop.runs)) as drawn:
+        width, height = drawn.size
+    rows = -(-len(LOGGED) // COLUMNS)
+    assert width / height == pytest.approx(4 * COLUMNS / (3 * rows), rel=0.01)
 
 
 def test_the_exported_engine_speaks(workshop, trained, tmp_path):
