@@ -158,6 +158,7 @@ def test_replayed_work_may_hold_ranges(recorder, device):
 
 def test_a_chunk_has_ranges_for_every_stage_and_layer(recorder):
     engine = StreamCharEngine.from_preset("tiny", random_weights=True, device="cpu")
+    recorder.paths.clear()  # of warming up
     session = engine.open(torch.zeros(3, 96, 96))
     assert {path for path in recorder.paths if " > " not in path} == {"open"}
     assert "open > reference > layer 0" in recorder.paths
