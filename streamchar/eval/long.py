@@ -6,6 +6,7 @@ measures hold for any source.
 """
 
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,19 +118,23 @@ def score_stream(
     return scorer.finish(chunk)
 
 
+def _numbers() -> "array[float]":
+    return array("d")
+
+
 @dataclass
 class _Series:
     """A few numbers for every frame and part of a stream.
 
-    Numbers, no arrays: small arrays that stay lie between the large ones that go, and the process grows by as
-    much as if the pictures had been kept.
+    One array a measure: many small ones that stay would lie between the large ones that go, and the process
+    would grow by as much as if the pictures had been kept.
     """
 
-    lips: list[float] = field(default_factory=list)
-    identity: list[float] = field(default_factory=list)
-    likeness: list[float] = field(default_factory=list)
-    colour: list[float] = field(default_factory=list)
-    sharpness: list[float] = field(default_factory=list)
+    lips: "array[float]" = field(default_factory=_numbers)
+    identity: "array[float]" = field(default_factory=_numbers)
+    likeness: "array[float]" = field(default_factory=_numbers)
+    colour: "array[float]" = field(default_factory=_numbers)
+    sharpness: "array[float]" = field(default_factory=_numbers)
     computed: list[tuple[float, float, float]] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
 
@@ -163,11 +168,11 @@ class Scorer:
         """Take in the next media, whole frames of them."""
         series, start = self._series, self._frames
         self._frames += len(part.video)
-        series.lips += self._lip_reader.read(part.video).tolist()
-        series.identity += (self._gallery.nearest(part.video) == self._own).astype(np.float64).tolist()
-        series.likeness += self._gallery.similarity(part.video, self._own).tolist()
-        series.colour += self._face.colour(part.video).tolist()
-        series.sharpness += self._face.sharpness(part.video).tolist()
+        series.lips.extend(self._lip_reader.read(part.video))
+        series.identity.extend((self._gallery.nearest(part.video) == self._own).astype(np.float64))
+        series.likeness.extend(self._gallery.similarity(part.video, self._own))
+        series.colour.extend(self._face.colour(part.video))
+        series.sharpness.extend(self._face.sharpness(part.video))
         self._pointed.update(part.words)
         shown = part.video[::SHOWN_STEP][:SHOWN_FRAMES].copy()
         last = round(self._script.seconds / 60)
