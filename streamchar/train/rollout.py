@@ -8,6 +8,8 @@ pointer learns from an alignment of the sound that was made. Rollouts grow longe
 Source: StreamChar (arXiv 2605.25659), distillation stage II; self-rollouts, Self Forcing (arXiv 2506.08009).
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class RolloutStage(StudentStage):
         config: LoopConfig = CONFIG,
         without: str | None = None,
     ) -> None:
-        trains_pointer = without != "pointer"
+        self.trains_pointer = trains_pointer = without != "pointer"
         start = student, score
         super().__init__(preset, corpus, audio, video, teacher, device, config, start, trains_pointer)
         if without is not None:
@@ -120,13 +122,13 @@ class RolloutStage(StudentStage):
         anchor = self._anchor(generator)
         loss = matching + ANCHOR * anchor
         logged = {"matching": float(matching.detach()), "anchor": float(anchor.detach())}
-        position, target = self._pointer(rolled)
+        target = self._heard(rolled)
         logged["off"] = float((rolled.said - target).abs().mean())
-        if position.requires_grad:
+        if self.trains_pointer:
             # The aligner is unsure of a sound whose end it has not heard.
             known = torch.ones_like(target, dtype=torch.bool)
             known[:, -UNSURE_FRAMES:] = False
-            pointer = pointer_loss(position, target, known)
+            pointer = pointer_loss(self._pointed(rolled), target, known)
             loss = loss + POINTER_WEIGHT * pointer
             logged["pointer"] = float(pointer.detach())
         logged["norm"] = self.trained["joint"].update(loss, step)
@@ -142,8 +144,8 @@ class RolloutStage(StudentStage):
         ).to(self.device)
         return self._regression(recorded, unsure(recorded, generator), generator)
 
-    def _pointer(self, rolled: RolledOut) -> tuple[Tensor, Tensor]:
-        """Return where the pointer stands in a chunk, and where the sound that was made says it should."""
+    def _pointed(self, rolled: RolledOut) -> Tensor:
+        """Return where the pointer stands in a chunk, [batch, audio_tokens] in tokens of the window."""
         speech = rolled.batch.speech
         sigma = self._level(len(rolled.said), self.preset.sampler.steps - 1)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -156,6 +158,10 @@ class RolloutStage(StudentStage):
                 sigma,
                 speech.progress,
             )
+        return cast(Tensor, position)
+
+    def _heard(self, rolled: RolledOut) -> Tensor:
+        """Return where the sound that was made says that the pointer should stand, like :meth:`_pointed`."""
         with torch.no_grad():
             chances = self.aligner(self.sessions.heard()).float().cpu()
         tokens = self.preset.audio_tokens
@@ -163,5 +169,5 @@ class RolloutStage(StudentStage):
             align(chances[row], self.sessions.transcript(row))[-tokens:] - origin
             for row, origin in enumerate(rolled.origins)
         ]
-        target = torch.stack(found).to(position).clamp(min=0)
-        return position, target.minimum(speech.text_lengths[:, None].to(position))
+        target = torch.stack(found).to(rolled.said).clamp(min=0)
+        return target.minimum(rolled.batch.speech.text_lengths[:, None].to(target))

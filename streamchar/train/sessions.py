@@ -3,7 +3,8 @@
 A batch of sessions advances chunk by chunk in lockstep through a :class:`~streamchar.lane.Lane`: its prefill,
 its denoising, its commits of sink and motion, its audio history; text slides through the session's own window
 where the pointer says that the speech has come to. What conditions a chunk is handed out as a batch, so that
-one of its steps can be taken again with a graph. Memory does not grow with the number of chunks.
+one of its steps can be taken again with a graph. What grows with the number of chunks is the text and the
+sound alone, which an alignment needs whole: some kilobytes a chunk.
 """
 
 from collections.abc import Sequence

@@ -87,19 +87,19 @@ class StudentStage(Stage):
         ).to(self.device)
         given = unsure(batch, generator)
         loss = anchor = self._regression(batch, given, generator)
-        logged = {"anchor": float(anchor)}
+        logged = {"anchor": float(anchor.detach())}
         if step >= WARM_UP * self.config.steps:
             made = self._generate(batch, given, generator)
             matching = self._matching(batch, given, made, generator)
             loss = matching + ANCHOR * anchor
-            logged["matching"] = float(matching)
+            logged["matching"] = float(matching.detach())
         logged["norm"] = self.trained["joint"].update(loss, step)
         self.memory["student"].detach_()
         if step >= WARM_UP * self.config.steps:
             score = self._score_loss(batch, given, (made[0].detach(), made[1].detach()), generator)
             self.trained["score"].update(score, step)
             self.memory["score"].detach_()
-            logged["score"] = float(score)
+            logged["score"] = float(score.detach())
         return logged
 
     def _velocity(

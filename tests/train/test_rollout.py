@@ -79,7 +79,7 @@ def test_the_pointer_is_told_where_the_sound_that_was_made_stands(corpus):
     stage = stage_of(corpus)
     stage._begin(2, step_generator(0, 0))
     rolled = stage.sessions.make(0)
-    position, target = stage._pointer(rolled)
+    position, target = stage._pointed(rolled), stage._heard(rolled)
     assert position.shape == target.shape == (2, FRAMES)
     # Silence alone was heard: nothing of the text has been said.
     assert target.max() < 1
