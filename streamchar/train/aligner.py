@@ -16,9 +16,9 @@ and its median delay taken out. Absolute errors on the 59 recordings held out, m
 | word missing in the text | 0.05, 0.48 | 0.34, 1.18 | 0.12, 0.47 | 0.43, 2.54 |
 | word missing in the audio | 0.05, 0.29 | 0.33, 1.19 | 0.12, 0.60 | 0.43, 2.11 |
 
-``python -m streamchar.train.aligner_errors`` measures the one that was kept; CTC's figures are of a trial whose
-code is gone with it. The last frame of a piece that ends in the middle of the text has no frames after it to go
-by: 0.33, 1.36 tokens. Give it what follows as far as there is any.
+``python -m streamchar.train.aligner_errors`` measures the one that was kept; CTC's figures are of a trial
+whose code is gone with it. The last frame of a piece that ends in the middle of the text has no frames after
+it to go by: 0.33, 1.36 tokens. Give it what follows as far as there is any.
 """
 
 from collections.abc import Sequence
