@@ -55,7 +55,10 @@ class CausalConv3d(nn.Module):
 
     def slide(self, x: Tensor, stride: int = 1) -> Tensor:
         """Convolve wherever the kernel fits in time, every ``stride`` frames."""
-        stacked = x.unfold(1, self.history + 1, stride).transpose(-1, -2).flatten(-2)
+        places = range(self.history + 1)
+        last = x.shape[1] - self.history
+        # Slices and not an unfold, whose backward pass takes as long as a convolution.
+        stacked = torch.cat([x[:, place : place + last : stride] for place in places], -1)
         images = stacked.flatten(0, 1).permute(0, 3, 1, 2)
         weight = self.weight.transpose(1, 2).flatten(1, 2)
         y = F.conv2d(images, weight, self.bias, padding=self.padding)
@@ -72,7 +75,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` normalised; a cell of zeros stays zero."""
-        return F.rms_norm(x, (x.shape[-1],), self.gamma.flatten(), 1e-24)
+        return F.rms_norm(x, (x.shape[-1],), self.gamma.flatten().to(x.dtype), 1e-24)
 
 
 class ResidualBlock(nn.Module):

@@ -12,7 +12,7 @@ from .clips import draw, pixel_weights, pose
 from .loop import LoopConfig, Stage, Trained
 from .parallel import randn, share, world
 
-CONFIG = LoopConfig(steps=3900, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
+CONFIG = LoopConfig(steps=5000, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
 #: Latents of a clip after its first. Short clips show more faces for the same work; every second step takes
 #: longer ones, whose convolutions see their whole past: with none above 4, pictures lost 8 dB within 10.
 LATENTS, LONG_LATENTS, LONG_EVERY = 1, 12, 2
