@@ -123,6 +123,9 @@ def long_streams(
     interrupt_every: Annotated[
         float | None, typer.Option(min=2, help="Seconds after which speech is cut and goes on.")
     ] = None,
+    each_sentence: Annotated[
+        bool, typer.Option("--each-sentence", help="A session for every sentence: the text without a past.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of texts, motion and noise.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Directory; what is there already is kept.")
@@ -145,6 +148,7 @@ def long_streams(
             motion,
             without_pointer,
             interrupt_every,
+            each_sentence,
             seed,
             out,
             console,
@@ -165,6 +169,7 @@ def _long(
     motion: int | None,
     without_pointer: bool,
     interrupt_every: float | None,
+    each_sentence: bool,
     seed: int,
     out: Path,
     console: Console,
@@ -178,9 +183,14 @@ def _long(
     from .long_report import rich_table, targets
     from .long_run import LongRun, Protocol, digest
     from .sources import GroundTruth
-    from .streams import SpokenStream, TrueStream, ablated, voice_statistics
+    from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
     from .wer import Sphinx
 
+    if each_sentence and interrupt_every is not None:
+        raise ValueError(
+            "--each-sentence must go without --interrupt-every, "
+            f"got {interrupt_every:g} s; sentences by themselves are short, leave one of both out"
+        )
     engine = StreamCharEngine.from_pretrained(checkpoint) if checkpoint else None
     config = engine.preset if engine else preset("tiny")
     size = (config.picture.height, config.picture.width) if engine else (side, side)
@@ -201,7 +211,11 @@ def _long(
         if len(parts) > 1:
             engine = ablated(engine, sink=sink, motion=motion, pointer=not without_pointer)
         parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
-        spoken = SpokenStream(", ".join(parts), engine, interrupt_every)
+        parts += ["sentence by sentence"] if each_sentence else []
+        label = ", ".join(parts)
+        spoken: LongSource = SpokenStream(label, engine, interrupt_every)
+        if each_sentence:
+            spoken = SentenceStream(label, engine)
         run.run(spoken, streams, instruments, digest(checkpoint), progress)
     truth, *others = run.report()
     console.print(rich_table([truth, *others]))

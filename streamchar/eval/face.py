@@ -1,4 +1,4 @@
-"""Colour and sharpness of the face beside the reference's: where long streams fade, tint or blur."""
+"""Colour and sharpness of the face beside the reference's, where long streams fade, and how much it moves."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,19 @@ _LUMA = (0.299, 0.587, 0.114)
 
 Frames = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.float64]
+
+
+def movement(frames: Frames, before: Frames | None) -> Values:
+    """Return how much each face differs from the frame before it, [frames]: mean absolute levels of 0 to 255.
+
+    Args:
+        frames: [frames, height, width, 3] uint8 RGB.
+        before: [height, width, 3], the frame before the first; None where there is none, and the first
+            counts as still.
+    """
+    faces = face(np.concatenate([frames[:1] if before is None else before[None], frames])).astype(np.int16)
+    moved: Values = np.abs(np.diff(faces, axis=0)).mean((1, 2, 3))
+    return moved
 
 
 class FaceMeter:

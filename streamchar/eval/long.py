@@ -19,12 +19,12 @@ from ..data.character import Identity
 from ..data.visemes import FRAME_RATE
 from .align import TimedWord
 from .cuts import Cutter, Segment
-from .face import FaceMeter
+from .face import FaceMeter, movement
 from .identity import Gallery
 from .normalise import normalise
 from .sources import FIRST_IDENTITY, SAMPLES_PER_FRAME, reference_frame
 from .streams import LongSource, Part, Script
-from .sync import LipReader, Series, beside_words, sync_score
+from .sync import LipReader, beside_words, sync_score
 from .transcript import EdgeCount, Reader, Settled, at_edges, per_minute
 from .voice import VoiceStatistics, similarity
 from .wer import Audio, HeardWord
@@ -35,6 +35,7 @@ SHOWN, SHOWN_FRAMES, SHOWN_STEP = (0, 1, 5, 10), 8, 4
 _STATM = Path("/proc/self/statm")
 
 Values = npt.NDArray[np.float64]
+Stored = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
 
 
@@ -119,7 +120,7 @@ def score_stream(
 
 
 def _numbers() -> "array[float]":
-    return array("d")
+    return array("f")
 
 
 @dataclass
@@ -135,6 +136,7 @@ class _Series:
     likeness: "array[float]" = field(default_factory=_numbers)
     colour: "array[float]" = field(default_factory=_numbers)
     sharpness: "array[float]" = field(default_factory=_numbers)
+    movement: "array[float]" = field(default_factory=_numbers)
     computed: list[tuple[float, float, float]] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
 
@@ -158,9 +160,10 @@ class Scorer:
         self._cutter, self._reader = Cutter(), Reader(self._asked)
         self._waiting: list[Segment] = []
         self._series, self._frames = _Series(), 0
+        self._before: Frames | None = None
         self._pointed: dict[int, float] = {}
         self._aligned: list[tuple[int, float]] = []
-        self._synced: list[tuple[float, Series, Series]] = []
+        self._synced: list[tuple[float, Stored, Stored]] = []
         self._voices: dict[int, VoiceStatistics] = {}
         self._shown: dict[int, Frames] = {}
 
@@ -173,6 +176,8 @@ class Scorer:
         series.likeness.extend(self._gallery.similarity(part.video, self._own))
         series.colour.extend(self._face.colour(part.video))
         series.sharpness.extend(self._face.sharpness(part.video))
+        series.movement.extend(movement(part.video, self._before))
+        self._before = part.video[-1].copy()
         self._pointed.update(part.words)
         shown = part.video[::SHOWN_STEP][:SHOWN_FRAMES].copy()
         last = round(self._script.seconds / 60)
@@ -202,7 +207,7 @@ class Scorer:
         skipped = [event.time for event in events if event.heard is None]
         repeated = [event.time for event in events if event.again]
         scores = StreamScores(
-            minutes={name: _spelled(values) for name, values in self._minutes().items()},
+            minutes={name: _spelled(values) for name, values in self._minutes(chunk).items()},
             skipped=at_edges(skipped, chunk, seconds),
             repeated=at_edges(repeated, chunk, seconds),
             words=sum(event.asked is not None for event in events),
@@ -245,9 +250,10 @@ class Scorer:
         phones = [phone for word in words for phone in word.phones]
         if spoken:
             lips = np.asarray(self._series.lips[segment.start : segment.start + frames])
-            self._synced.append((middle / MINUTE, *beside_words(lips, phones)))
+            seen, asked = beside_words(lips, phones)
+            self._synced.append((middle / MINUTE, seen.astype(np.float32), asked.astype(np.float32)))
 
-    def _minutes(self) -> dict[str, Values]:
+    def _minutes(self, chunk: float) -> dict[str, Values]:
         series = self._series
         minutes = max(min(round(self._script.seconds / 60), round(self._frames / MINUTE)), 1)
         found = per_minute(self._reader.events, minutes)
@@ -255,6 +261,7 @@ class Scorer:
         for name in ("identity", "likeness", "colour", "sharpness"):
             values = np.asarray(getattr(series, name))
             found[name] = _means(np.arange(len(values)) / MINUTE, values, minutes)
+        found["movement"] = self._movement(round(chunk * FRAME_RATE), minutes)
         sync = [self._sync(minute) for minute in range(minutes)]
         found["lips late by"] = np.asarray([late for late, _ in sync])
         found["lip correlation"] = np.asarray([correlation for _, correlation in sync])
@@ -265,6 +272,14 @@ class Scorer:
             times, memory = np.asarray(series.memory).T
             found["memory"] = _means(times, memory, minutes)
         return found
+
+    def _movement(self, chunk: int, minutes: int) -> Values:
+        """Return movement into the first frames of chunks over that between all others."""
+        moved = np.asarray(self._series.movement, np.float64)[1:]
+        frames = np.arange(1, len(moved) + 1)
+        edges, times = frames % chunk == 0, frames / MINUTE
+        inside = _means(times[~edges], moved[~edges], minutes)
+        return _means(times[edges], moved[edges], minutes) / np.where(inside > 0, inside, np.nan)
 
     def _place(self, minutes: int) -> dict[str, Values]:
         """Compare when the pointer passed a word with when it was heard."""
@@ -283,9 +298,10 @@ class Scorer:
         }
 
     def _sync(self, minute: int) -> tuple[float, float]:
-        chosen = [(lips, asked) for time, lips, asked in self._synced if int(time) == minute]
+        chosen = [pair for time, *pair in self._synced if int(time) == minute]
+        lips, asked = ([pair[k].astype(np.float64) for pair in chosen] for k in (0, 1))
         try:
-            score = sync_score([lips for lips, _ in chosen], [asked for _, asked in chosen])
+            score = sync_score(lips, asked)
         except ValueError:  # nothing was aligned, or no mouth moves: a result, not a fault
             return np.nan, np.nan
         return score.offset, score.at_zero

@@ -48,6 +48,7 @@ MEASURES: Mapping[str, Measure] = {
     "likeness": Measure("likeness of the picture", ".3f"),
     "colour": Measure("face colour off by, of 255", ".2f"),
     "sharpness": Measure("face sharpness, of the reference's", ".2f"),
+    "movement": Measure("movement across edges of chunks, of that within", ".2f"),
     "voice": Measure("likeness of the voice", ".3f"),
     "rtf": Measure("real-time factor", ".2f"),
     "memory": Measure("memory, MB", ".0f"),

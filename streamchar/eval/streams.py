@@ -14,6 +14,7 @@ from ..data.speech import Speaker
 from ..engine import StreamCharEngine
 from ..model import JointDiT
 from ..pointer import PlannedPointer
+from ..session import Chunk
 from .normalise import normalise
 from .sources import FIRST_IDENTITY, GroundTruth, Item, as_input, everyday_sentences, reference_frame
 from .voice import Values, VoiceStatistics
@@ -158,13 +159,46 @@ class SpokenStream:
                 seconds = min(left, self._interrupt_every or left)
                 rest = words[said : said + round(_FASTEST * (seconds + 1))]
                 for chunk in session.speak(" ".join(rest), max_seconds=seconds):
-                    yield Part(
-                        chunk.host.audio.float().numpy(),
-                        chunk.host.video.numpy(),
-                        [(word.index, word.sample / SAMPLE_RATE) for word in chunk.words],
-                        chunk.latency["total"],
-                    )
+                    yield _part(chunk)
                 said = session.interrupt().words
+
+
+class SentenceStream:
+    """An engine that speaks every sentence of a script in a session of its own: the same text without a past.
+
+    What a long stream loses shows beside it, whatever the text.
+
+    Args:
+        name: for tables.
+        engine: with a free row.
+    """
+
+    def __init__(self, name: str, engine: StreamCharEngine) -> None:
+        self.name, self._engine = name, engine
+
+    def parts(self, script: Script) -> Iterator[Part]:
+        """Yield the chunks of one session after another."""
+        picture, start, first = self._engine.preset.picture, 0.0, 0
+        reference = as_input(reference_frame(script.identity, picture.height, picture.width))
+        for index, sentence in enumerate(script.sentences):
+            left = script.seconds - start
+            if left <= 0:
+                return
+            with self._engine.open(reference, seed=script.seed + index) as session:
+                for chunk in session.speak(sentence, max_seconds=left):
+                    yield _part(chunk, start, first)
+                start += session.next_sample / SAMPLE_RATE
+            first += len(sentence.split())
+
+
+def _part(chunk: Chunk, start: float = 0.0, first: int = 0) -> Part:
+    """Return a chunk of a session that began so many seconds and words after its stream."""
+    return Part(
+        chunk.host.audio.float().numpy(),
+        chunk.host.video.numpy(),
+        [(first + word.index, start + word.sample / SAMPLE_RATE) for word in chunk.words],
+        chunk.latency["total"],
+    )
 
 
 def ablated(

@@ -10,6 +10,7 @@ import pytest
 
 from streamchar.data.character import Identity, Phone, animate, render
 from streamchar.eval.align import TimedWord
+from streamchar.eval.face import face
 from streamchar.eval.long import Instruments, Scorer, StreamScores, resident_megabytes, slope
 from streamchar.eval.sources import FIRST_IDENTITY
 from streamchar.eval.streams import Part, Script
@@ -143,6 +144,17 @@ def test_a_second_minute_that_is_tinted_blurred_or_anothers_shows_there_alone(cl
     found = score(video=swapped).minutes
     assert found["identity"] == [1, 0]
     assert found["likeness"][0] > 0.8 > 0 > found["likeness"][1]
+
+
+def test_a_picture_that_jumps_where_chunks_meet_moves_more_there(clean: StreamScores) -> None:
+    jumping = drawn().copy()
+    odd = np.arange(FRAMES) // CHUNK % 2 == 1
+    jumping[odd] = np.clip(jumping[odd].astype(int) + 20, 0, 255)
+    found, steady = score(video=jumping).minutes["movement"], clean.minutes["movement"]
+    within = np.abs(np.diff(face(drawn()).astype(int), axis=0)).mean()
+    for jump, rest in zip(found, steady, strict=True):
+        assert jump - rest == pytest.approx(20 / within, rel=0.15)
+    assert max(steady) < 2
 
 
 def test_lips_that_are_late_are_found_late() -> None:

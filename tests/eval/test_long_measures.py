@@ -6,7 +6,7 @@ import pytest
 from streamchar.data.character import Identity, animate, neutral, render
 from streamchar.data.speech import Utterance
 from streamchar.eval.cuts import LONGEST, PAUSE, SHORTEST, Cutter
-from streamchar.eval.face import FaceMeter, face
+from streamchar.eval.face import FaceMeter, face, movement
 from streamchar.eval.identity import Gallery
 from streamchar.eval.sources import half_said, reference_frame
 from streamchar.eval.voice import VoiceStatistics, cepstra, similarity
@@ -79,6 +79,16 @@ def test_halved_contrast_quarters_sharpness_and_blur_lowers_it(frames: np.ndarra
     assert meter.sharpness((even // 2).astype(np.uint8)) == pytest.approx([0.25, 0.25])
     blurred = (even.astype(float) + np.roll(even, 1, 1) + np.roll(even, 1, 2)) / 3
     assert meter.sharpness(blurred.astype(np.uint8))[0] < 0.7
+
+
+def test_movement_is_from_frame_to_frame_and_goes_on_across_parts(frames: np.ndarray) -> None:
+    still = frames[:1].repeat(3, 0)
+    assert movement(still, None).tolist() == [0, 0, 0]
+    assert movement(still // 2 + 5, still[0] // 2).tolist() == [5, 0, 0]
+    nodding = np.stack([np.roll(frames[0], step, axis=0) for step in range(6)])
+    whole = movement(nodding, None)
+    assert whole[1:].min() > 0
+    assert np.array_equal(whole[3:], movement(nodding[3:], nodding[2]))
 
 
 def test_only_the_face_counts(frames: np.ndarray) -> None:

@@ -38,6 +38,7 @@ def scores(rise: float = 0.0, tint: float = 0.0, repeated: int = 0, growth: floa
             "likeness": [0.98, 0.98, 0.98],
             "colour": [0.8, 0.8 + tint / 2, 0.8 + tint],
             "sharpness": [1.0, 1.0, 1.0],
+            "movement": [1.0, 1.0, 1.0],
             "voice": [1.0, 1.0, 1.0],
             "rtf": [0.3, 0.3, 0.3],
             "memory": [100.0, 100.0, 100.0],
@@ -192,5 +193,9 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.output
     assert "none" in done.output.replace("\n", "")
     helped = CliRunner().invoke(app, ["eval", "long", "--help"], env={"COLUMNS": "160"})
-    for option in ("--sink", "--motion", "--without-pointer", "--interrupt-every"):
+    for option in ("--sink", "--motion", "--without-pointer", "--interrupt-every", "--each-sentence"):
         assert option in helped.output
+    both = ["eval", "long", "--each-sentence", "--interrupt-every", "30", "-o", str(tmp_path / "both")]
+    refused = CliRunner().invoke(app, both)
+    assert refused.exit_code == 1
+    assert "must go without --interrupt-every" in refused.output

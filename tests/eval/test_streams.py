@@ -15,6 +15,7 @@ from streamchar.eval.streams import (
     WORDS_PER_MINUTE,
     Part,
     Script,
+    SentenceStream,
     SpokenStream,
     TrueStream,
     ablated,
@@ -81,6 +82,28 @@ def test_interruptions_go_on_with_the_rest_of_the_text(monkeypatch: pytest.Monke
     assert asked[1][0] > 0
     numbers = [number for part in parts for number, _ in part.words]
     assert numbers == list(range(len(numbers)))
+
+
+def test_sentences_by_themselves_stand_on_one_clock_and_have_no_past() -> None:
+    sentences = tuple(" ".join(WORDS[first : first + 4]) for first in range(0, 40, 4))
+    script = replace(SCRIPT, sentences=sentences, seconds=8.0)
+
+    def spoken(script: Script) -> list[Part]:
+        return list(SentenceStream("small", ablated(build(config=PLANNED), pointer=False)).parts(script))
+
+    parts = spoken(script)
+    words = [word for part in parts for word in part.words]
+    assert [number for number, _ in words] == list(range(len(words)))
+    assert len(words) > 8  # of the third sentence at least
+    starts = np.cumsum([0, *(len(part.audio) for part in parts)]) / 24000
+    assert 8 <= starts[-1] < 9.34  # the first whole chunk past eight seconds
+    for part, start, end in zip(parts, starts, starts[1:]):
+        assert all(start <= time <= end for _, time in part.words)
+    # The second sentence is what a stream of nothing else begins with.
+    second = next(part for part in parts if 4 in dict(part.words))
+    alone = spoken(replace(script, sentences=sentences[1:2], seed=SCRIPT.seed + 1))
+    assert np.array_equal(alone[0].audio, second.audio)
+    assert np.array_equal(alone[0].video, second.video)
 
 
 class Sentences:
