@@ -182,12 +182,18 @@ class StreamCharEngine:
         load_pretrained(directory, modules, dtype=dtype, device=device)
         return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions, report=report)
 
-    def save_pretrained(self, directory: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        max_shard_bytes: int = 4 * 2**30,
+    ) -> None:
         """Write config and weights for :meth:`from_pretrained`.
 
         Args:
             directory: must not exist or be empty.
             dtype: of the stored weights; by default the engine's.
+            max_shard_bytes: most bytes of weights in one file.
 
         Raises:
             CheckpointError: the directory is in use or cannot be written; nothing is left half-written.
@@ -195,7 +201,7 @@ class StreamCharEngine:
         modules = {
             name: getattr(self, name).state_dict() for name in ("dit", "orchestrator", "vae", "vocoder")
         }
-        save_pretrained(directory, self.preset, modules, dtype=dtype)
+        save_pretrained(directory, self.preset, modules, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
     @torch.inference_mode()
     def open(self, reference: torch.Tensor, *, seed: int = 0, pacer: Pacer | None = None) -> Session:

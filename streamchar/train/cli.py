@@ -1,5 +1,6 @@
 """``streamchar train``: one command a stage."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.markup import escape
 from ..config import preset
 from .loop import LoopConfig, TrainingError, run
 from .parallel import processes, rank
-from .stages import Workshop
+from .stages import SHIPPED, Workshop
 
 app = typer.Typer(add_completion=False)
 
@@ -22,8 +23,8 @@ DIRECTORY = Path("~/.cache/streamchar")
 StageName = Annotated[
     str,
     typer.Argument(
-        help="data, vocoder, vae, orchestrator, aligner, teacher, student, rollout (or rollout-without-sink, "
-        "rollout-without-pointer); or export, curves."
+        help="all, or one of data, vocoder, vae, orchestrator, aligner, teacher, student, rollout (or "
+        "rollout-without-sink, rollout-without-pointer); or export, curves."
     ),
 ]
 Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
@@ -44,7 +45,7 @@ def train(
     ] = False,
     out: Annotated[Path, typer.Option(help="Where export writes.")] = Path("streamchar/weights/tiny"),
 ) -> None:
-    """Train a stage, going on where it was left. Exit 1 when it cannot.
+    """Train a stage, or one after another all that ship, going on where it was left. Exit 1 when it cannot.
 
     Under torchrun, as many processes train together, each on its own examples.
     """
@@ -83,9 +84,15 @@ def _train(
 
             console.print(f"{draw_curves(workshop.runs)} written")
         else:
-            done = run(workshop.stage(stage, loop), workshop.runs, minutes)
-            if rank() == 0:
-                console.print(f"{stage}: {done} steps")
+            started = time.monotonic()
+            for name in SHIPPED if stage == "all" else (stage,):
+                left = None if minutes is None else minutes - (time.monotonic() - started) / 60
+                ready = workshop.stage(name, loop)
+                done = run(ready, workshop.runs, left)
+                if rank() == 0:
+                    console.print(f"{name}: {done} of {ready.config.steps} steps")
+                if done < ready.config.steps:
+                    break
     except (TrainingError, FileNotFoundError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         raise typer.Exit(1) from None

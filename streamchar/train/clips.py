@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..data.character import FACE_BOX, MOUTH_BOX, Identity, Phone, animate, neutral, render
+from ..data.character import FACE_BOX, MOUTH_BOX, Identity, Phone, animate, render
 from ..data.corpus import Recording
 from ..text import PhonemeTokenizer
 
@@ -31,14 +31,11 @@ def pose(recording: Recording, seed: int) -> Tensor:
     return animate(phones(recording), recording.frames, seed)
 
 
-def draw(identity: Identity, motion: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw frames, [frames, 3, height, width] fp32 in [-1, 1]."""
-    return render(identity, motion, *size).float() / 127.5 - 1
-
-
-def reference(identity: Identity, size: tuple[int, int]) -> Tensor:
-    """Draw the reference image, [3, height, width] fp32 in [-1, 1]."""
-    return draw(identity, neutral(), size)[0]
+def draw(
+    identity: Identity, motion: Tensor, size: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """Draw frames, [frames, 3, height, width] fp32 in [-1, 1], on the device or where the motion is."""
+    return render(identity, motion, *size, device).float() / 127.5 - 1
 
 
 def pixel_weights(height: int, width: int) -> Tensor:

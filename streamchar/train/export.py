@@ -15,6 +15,8 @@ from ..model import JointDiT
 from .stages import Workshop
 
 TEACHER_STEPS = 50
+#: Of one file of weights, so that any channel carries it.
+SHARD_BYTES = 15 * 2**20
 #: Who a session shows that gives no reference of its own.
 DEFAULT_IDENTITY = 7
 
@@ -38,7 +40,7 @@ def export(workshop: Workshop, stage: str, directory: Path) -> None:
     card = directory / "README.md"
     kept = card.read_text() if card.is_file() else None
     shutil.rmtree(directory, ignore_errors=True)
-    engine_of(workshop, stage).save_pretrained(directory, torch.bfloat16)
+    engine_of(workshop, stage).save_pretrained(directory, torch.bfloat16, SHARD_BYTES)
     if kept is not None:
         card.write_text(kept)
     frame = render(Identity.sample(DEFAULT_IDENTITY), neutral(), 384, 384)[0]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ..codecs.vae import Vae
 from ..config import Preset
-from ..data.character import Identity
+from ..data.character import Identity, neutral
 from ..data.corpus import Corpus
 from ..memory import KVMemory
 from ..model import JointDiT, Modulation
 from ..orchestrator import Orchestrator
 from .batches import SpeechBatch, speech_batch
-from .clips import draw, pose, reference
+from .clips import draw, pose
 from .parallel import own, world
 from .sharding import Shardable, shard_layers
 
@@ -66,11 +66,10 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     device = vae.latents_mean.device
     for index in track(range(recordings), description="video latents"):
         identity = Identity.sample(index)
-        frames = torch.cat(
-            (reference(identity, size)[None], draw(identity, pose(corpus[index], index), size))
-        )
+        motion = torch.cat((neutral(), pose(corpus[index], index)))
+        frames = draw(identity, motion, size, device)
         with torch.autocast(device.type, torch.bfloat16):
-            latents = vae.encode(frames[None].to(device))[0]
+            latents = vae.encode(frames[None])[0]
         parts.append(latents.half().cpu())
         bounds.append(bounds[-1] + len(latents))
     whole = torch.cat(parts)

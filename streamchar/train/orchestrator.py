@@ -78,7 +78,7 @@ class OrchestratorStage(Stage):
         losses = speech_losses(self.model, batch, generator)
         loss = losses["flow"] + POINTER_WEIGHT * losses["pointer"] + DURATION_WEIGHT * losses["durations"]
         norm = self.trained["speech"].update(loss, step)
-        return {**{name: float(value) for name, value in losses.items()}, "norm": norm}
+        return {**{name: value.item() for name, value in losses.items()}, "norm": norm}
 
 
 def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
 from .parallel import one_by_one
 
+#: Stages whose weights ship, in the order they are trained; the ablations of the last are not among them.
+SHIPPED = ("vocoder", "vae", "orchestrator", "aligner", "teacher", "student", "rollout")
 #: Recordings that are drawn and encoded, each with an identity of its own.
 VIDEOS = 700
 

@@ -64,7 +64,7 @@ class TeacherStage(Stage):
         losses = flow_losses(self.model, self.memory, batch, generator)
         norm = self.trained["joint"].update(losses["video"] + AUDIO_WEIGHT * losses["audio"], step)
         self.memory.detach_()
-        return {**{name: float(value) for name, value in losses.items()}, "norm": norm}
+        return {**{name: value.item() for name, value in losses.items()}, "norm": norm}
 
 
 def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class VaeStage(Stage):
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
         long = step % LONG_EVERY == 0
-        frames = self._clips(LONG_LATENTS if long else LATENTS, generator).to(self.device)
+        frames = self._clips(LONG_LATENTS if long else LATENTS, generator)
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = self.vae.encode(frames)
             noise = randn(latents.shape, generator).to(latents)
@@ -65,9 +65,9 @@ class VaeStage(Stage):
         norm = self.trained["vae"].update(loss, step)
         error = (made.detach().clamp(-1, 1) - frames).square().mean() / 4
         return {
-            "pixels": float(pixels),
-            "edges": float(edges),
-            "size": float(size),
+            "pixels": pixels.item(),
+            "edges": edges.item(),
+            "size": size.item(),
             "psnr": float(-10 * error.log10()),
             "norm": norm,
         }
@@ -87,7 +87,7 @@ class VaeStage(Stage):
             motion = motion[max(first - 1, 0) :][: frames + 1]
             if chance < OPENING * 2**31:
                 motion = torch.cat((neutral(), motion[1:]))
-            clips.append(draw(identity, motion, self.size))
+            clips.append(draw(identity, motion, self.size, self.device))
         return torch.stack(clips)
 
 

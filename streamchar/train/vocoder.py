@@ -44,7 +44,7 @@ class VocoderStage(Stage):
         real = random_audio(self.corpus, self.config.batch, TOKENS, generator).to(self.device)
         made = self._decode(self.vocoder.encode(real))
         spectral = spectral_loss(made, real)
-        logged = {"spectral": float(spectral)}
+        logged = {"spectral": spectral.item()}
         loss = spectral
         if step >= ADVERSARIAL_FROM * self.config.steps:
             real, made = real[:JUDGED], made[:JUDGED]
@@ -58,7 +58,7 @@ class VocoderStage(Stage):
                 of_made = self.discriminators(made)
                 fooled, features = hinge_fooled(of_made), feature_loss(of_real, of_made)
             loss = loss + ADVERSARIAL_WEIGHT * fooled + FEATURE_WEIGHT * features
-            logged |= {"judged": float(judged), "fooled": float(fooled), "features": float(features)}
+            logged |= {"judged": judged.item(), "fooled": fooled.item(), "features": features.item()}
         logged["norm"] = self.trained["vocoder"].update(loss, step)
         return logged
 

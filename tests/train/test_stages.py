@@ -1,17 +1,21 @@
 """Every stage takes its first steps on a miniature of the system, each from what those before it left."""
 
+import io
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from streamchar.config import OrchestratorConfig, VocoderConfig
+from streamchar.train.cli import _train
 from streamchar.train.curves import COLUMNS, draw_curves
 from streamchar.train.export import engine_of, export
 from streamchar.train.loop import TrainingError, read_log, run
-from streamchar.train.stages import Workshop
+from streamchar.train.stages import SHIPPED, Workshop
 from tests.engine.small import SMALL, picture
 
 MINIATURE = replace(
@@ -85,6 +89,23 @@ def test_a_stage_logs_finite_losses_and_moves_its_weights(name, workshop, traine
         assert all(torch.isfinite(torch.tensor(distances))), module
         # A bias before a norm, for one, has no gradient.
         assert sum(distance > 0 for distance in distances) > 0.8 * len(distances), module
+
+
+def test_all_that_ships_is_trained_in_order_and_what_is_done_is_left_alone(workshop, trained):
+    before = {name: (workshop.runs / name / "checkpoint.pt").read_bytes() for name in SHIPPED}
+    console = Console(record=True, file=io.StringIO())
+    _train(workshop, "all", quick, None, "", Path(), console)
+    assert console.export_text().splitlines() == [f"{name}: {STEPS} of {STEPS} steps" for name in SHIPPED]
+    assert {name: (workshop.runs / name / "checkpoint.pt").read_bytes() for name in SHIPPED} == before
+
+
+def test_all_stops_where_the_time_is_up(corpus, tmp_path):
+    shutil.copytree(corpus.directory, tmp_path / "corpus")
+    console = Console(record=True, file=io.StringIO())
+    workshop = Workshop(tmp_path, MINIATURE, torch.device("cpu"), videos=2)
+    _train(workshop, "all", quick, 0.0, "", Path(), console)
+    assert console.export_text() == f"vocoder: 1 of {STEPS} steps\n"
+    assert [each.name for each in workshop.runs.iterdir()] == ["vocoder"]
 
 
 def test_the_stages_are_all_there(workshop):
