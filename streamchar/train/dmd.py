@@ -27,3 +27,16 @@ def distribution_matching_loss(sample: Tensor, clean_real: Tensor, clean_made: T
     spread = (sample - clean_real).abs().flatten(1).mean(1).clamp(min=1e-4)
     gradient = (clean_made - clean_real) / spread.view(-1, *(1,) * (sample.dim() - 1))
     return 0.5 * F.mse_loss(sample, (sample - gradient).detach())
+
+
+def guided(clean: Tensor, without: Tensor, guidance: float) -> Tensor:
+    """Return ``without + guidance (clean - without)``, classifier-free guidance on clean predictions.
+
+    Args:
+        clean: [batch, ...], what a denoiser predicts from all that it is given.
+        without: the same shape, what it predicts without the part that samples are to agree with better.
+        guidance: 1 gives ``clean``; above, samples agree better than those of the data do.
+
+    Source: classifier-free guidance, arXiv 2207.12598, equation 6.
+    """
+    return without + guidance * (clean - without)

@@ -5,7 +5,7 @@ several noisy versions of its chunks are denoised against it, which shares the c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from rich.progress import track
@@ -188,6 +188,13 @@ def joint_batch(
     speech = speech_batch(preset, places, audio, kept)
     batch = JointBatch(speech, torch.stack(references), parts["sink"], parts["motion"], parts["video"], valid)
     return batch.own()
+
+
+def without_text(batch: JointBatch, rows: Tensor) -> JointBatch:
+    """Return a batch that has nothing to say where ``rows``, [batch] bool, is true."""
+    speech = batch.speech
+    lengths, progress = (x.masked_fill(rows.to(x.device), 0) for x in (speech.text_lengths, speech.progress))
+    return replace(batch, speech=replace(speech, text_lengths=lengths, progress=progress))
 
 
 def _start(length: int, frames: int, generator: torch.Generator) -> int:

@@ -9,7 +9,7 @@ from ..data.corpus import Corpus
 from ..memory import KVMemory
 from ..orchestrator import Orchestrator
 from .flow import draw_sigmas, interpolate
-from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_batch, velocities
+from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_batch, velocities, without_text
 from .loop import LoopConfig, Stage, Trained
 from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
 from .parallel import rand, randn
@@ -17,6 +17,9 @@ from .parallel import rand, randn
 CONFIG = LoopConfig(steps=1500, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
 #: Noisy versions of a chunk that share its conditioning.
 DRAWS = 3
+#: Share of chunks whose text is kept from the network, so that it knows speech that says nothing in
+#: particular: the student is led away from that.
+DROP_TEXT = 0.1
 
 
 class TeacherStage(Stage):
@@ -85,6 +88,7 @@ def flow_losses(
     """Return the flow-matching losses of both modalities."""
     count = len(batch.video)
     sigmas = draw_sigmas((count, DRAWS), generator).to(batch.video.device)
+    batch = without_text(batch, rand((count,), generator) < DROP_TEXT)
     progress, history = unsure(batch, generator)
     targets: list[tuple[Tensor, Tensor]] = []
     noisy: list[tuple[Tensor, Tensor]] = []

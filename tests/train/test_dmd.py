@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from streamchar.train.dmd import distribution_matching_loss
+from streamchar.train.dmd import distribution_matching_loss, guided
 from streamchar.train.flow import draw_sigmas, interpolate
 
 
@@ -44,3 +44,12 @@ def test_a_generator_that_matches_is_left_alone():
     sample = torch.randn(4, 6, requires_grad=True)
     distribution_matching_loss(sample, sample.detach() * 0.5, sample.detach() * 0.5).backward()
     assert sample.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+def test_guidance_moves_a_gaussian_along_what_was_left_out(guidance):
+    x, sigma = torch.linspace(-2, 2, 9), 0.6
+    with_text, without = (clean_of_gaussian(x, sigma, mean, 0.5) for mean in (1.0, 0.2))
+    # Of two Gaussians of one width, guidance makes a third: its mean lies on the line through theirs.
+    third = clean_of_gaussian(x, sigma, 0.2 + guidance * 0.8, 0.5)
+    torch.testing.assert_close(guided(with_text, without, guidance), third)

@@ -7,7 +7,7 @@ import torch
 
 from streamchar.config import preset
 from streamchar.memory import KVMemory
-from streamchar.train.joint import JointModel, VideoLatents, joint_batch, velocities
+from streamchar.train.joint import JointModel, VideoLatents, joint_batch, velocities, without_text
 from tests.engine.small import SMALL
 
 PRESET = replace(
@@ -135,3 +135,23 @@ def test_a_new_joint_model_says_what_the_orchestrator_would(corpus):
 def test_a_batch_moves_with_all_its_parts(batch):
     moved = batch.speech.to(torch.device("meta"))
     assert all(getattr(moved, field.name).is_meta for field in fields(moved))
+
+
+def test_rows_without_text_do_not_hear_of_it_and_the_others_do(corpus, rng):
+    model, batch, x_video, x_audio, sigmas, (_, history) = build(corpus, rng, draws=1)
+    memory = KVMemory(PRESET, 2, "cpu", torch.float32)
+    silent = without_text(batch, torch.tensor([True, False]))
+    assert silent.speech.text_lengths[0] == silent.speech.progress[0] == 0
+    assert silent.speech.text_lengths[1] == batch.speech.text_lengths[1] > 0
+    assert silent.speech.progress[1] == batch.speech.progress[1]
+    ids = torch.randint(1, 100, batch.speech.text_ids.shape, generator=rng)
+    other = replace(silent, speech=replace(silent.speech, text_ids=ids))
+    with torch.no_grad():
+        one, two = (
+            velocities(model, memory, each, x_video, x_audio, sigmas, each.speech.progress, history)[0]
+            for each in (silent, other)
+        )
+    for ours, theirs in zip(one, two, strict=True):
+        assert torch.isfinite(ours).all()
+        assert torch.equal(ours[0], theirs[0])
+    assert not torch.equal(one[1][1], two[1][1])
