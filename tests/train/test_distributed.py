@@ -132,7 +132,8 @@ def test_rows_of_all_processes_are_those_of_one(corpus, monkeypatch):
     video = build("student", config("student", 2, False, True), corpus.directory).video
 
     def clips(count, generator):
-        stage = SimpleNamespace(config=LoopConfig(1, 0.1, count), corpus=corpus, stride=4, size=(32, 32))
+        about = {"corpus": corpus, "stride": 4, "size": (32, 32), "device": torch.device("cpu")}
+        stage = SimpleNamespace(config=LoopConfig(1, 0.1, count), **about)
         return [VaeStage._clips(stage, LATENTS, generator)]
 
     draws = {
