@@ -312,13 +312,19 @@ class Scorer:
 
     def _memory_slope(self) -> float | None:
         later = [pair for pair in self._series.memory if pair[0] >= 1]
-        return slope(later) if len(later) > 1 else None
+        return slope(later)[0] if len(later) > 1 else None
 
 
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Return the slope of the line through points (x, y), by least squares; there must be two different x."""
+def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the slope of the line through points (x, y), by least squares, and its standard error.
+
+    There must be two different x. Of two points alone nothing says how sure the slope is: the error is then 0.
+    """
     x, y = np.asarray(points, np.float64).T
-    return float(np.polyfit(x, y, 1)[0])
+    found, level = np.polyfit(x, y, 1)
+    rest, free = y - found * x - level, len(x) - 2
+    spread = np.square(rest).sum() / free if free > 0 else 0.0
+    return float(found), float(np.sqrt(spread / np.square(x - x.mean()).sum()))
 
 
 def resident_megabytes() -> float:

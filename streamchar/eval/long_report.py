@@ -63,11 +63,13 @@ class Course:
         first: value of the first minute that has one.
         last: of the last.
         slope: a minute, by least squares; 0 of a single minute.
+        error: standard error of the slope, as minutes scatter around the line.
     """
 
     first: float
     last: float
     slope: float
+    error: float
 
     @property
     def drift(self) -> float:
@@ -84,7 +86,8 @@ def course(values: Sequence[float | None]) -> Course | None:
     known = [(minute, value) for minute, value in enumerate(values) if value is not None]
     if not known:
         return None
-    return Course(known[0][1], known[-1][1], slope(known) if len(known) > 1 else 0.0)
+    rise = slope(known) if len(known) > 1 else (0.0, 0.0)
+    return Course(known[0][1], known[-1][1], *rise)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def as_dict(sources: Sequence[SourceCourse]) -> list[dict[str, Any]]:
 def table_lines(sources: Sequence[SourceCourse]) -> list[list[str]]:
     """Return the cells of the table: a head, then a line a measure, a column a source.
 
-    A cell says first minute, last minute, slope a minute, and the drift in shares of the first source's.
+    A cell says first minute, last minute, slope a minute with its standard error, and the drift in shares of the
+    first source's.
     """
     lines = [["", *(source.source for source in sources)]]
     lines.append(["streams", *(str(source.streams) for source in sources)])
@@ -203,7 +207,8 @@ def _cell(source: SourceCourse, truth: SourceCourse, name: str) -> str:
     first, last = (format(value * measure.scale, measure.form) for value in (found.first, found.last))
     # A slope is small beside its values.
     decimals = int(measure.form[-2]) + 1
-    cell = f"{first} → {last} ({found.slope * measure.scale:+.{decimals}f} a minute"
+    rise, error = found.slope * measure.scale, found.error * measure.scale
+    cell = f"{first} → {last} ({rise:+.{decimals}f} ± {error:.{decimals}f} a minute"
     if source is not truth and floor is not None and name in _LEAST_DRIFT:
         cell += f", drift {found.drift / max(floor.drift, _LEAST_DRIFT[name]):.1f} x"
     return cell + ")"

@@ -170,8 +170,14 @@ def test_speed_is_known_where_computing_was_timed(clean: StreamScores) -> None:
     assert "rtf" not in unknown.minutes
 
 
-def test_a_line_has_its_slope() -> None:
-    assert slope([(0, 5.0), (1, 5.5), (2, 6.0)]) == pytest.approx(0.5)
+def test_a_line_has_its_slope_and_points_beside_it_make_that_unsure() -> None:
+    assert slope([(0, 5.0), (1, 5.5), (2, 6.0)]) == pytest.approx((0.5, 0.0))
+    assert slope([(0, 5.0), (1, 5.5)]) == pytest.approx((0.5, 0.0))
+    noise = np.random.default_rng(0).normal(0, 0.3, (400, 10))
+    found = np.asarray([slope(list(enumerate(0.2 * np.arange(10) + row))) for row in noise])
+    assert found[:, 0].mean() == pytest.approx(0.2, abs=0.01)
+    # What it says of itself is how far slopes really scatter.
+    assert np.sqrt(np.square(found[:, 1]).mean()) == pytest.approx(found[:, 0].std(), rel=0.1)
 
 
 def test_nothing_cannot_be_scored() -> None:
