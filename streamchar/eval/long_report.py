@@ -182,8 +182,8 @@ def as_dict(sources: Sequence[SourceCourse]) -> list[dict[str, Any]]:
 def table_lines(sources: Sequence[SourceCourse]) -> list[list[str]]:
     """Return the cells of the table: a head, then a line a measure, a column a source.
 
-    A cell says first minute, last minute, slope a minute with its standard error, and the drift in shares of the
-    first source's.
+    A cell says first minute, last minute, slope a minute with its standard error, and the drift beside that
+    of the first source.
     """
     lines = [["", *(source.source for source in sources)]]
     lines.append(["streams", *(str(source.streams) for source in sources)])
