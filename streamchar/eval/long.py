@@ -318,7 +318,7 @@ class Scorer:
 def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the slope of the line through points (x, y), by least squares, and its standard error.
 
-    There must be two different x. Of two points alone nothing says how sure the slope is: the error is then 0.
+    There must be two different x. Two points alone do not say how sure the slope is: its error is then 0.
     """
     x, y = np.asarray(points, np.float64).T
     found, level = np.polyfit(x, y, 1)
