@@ -27,7 +27,7 @@ from .sessions import RolledOut, SessionBatch
 from .student import ANCHOR, StudentStage
 from .teacher import unsure
 
-CONFIG = LoopConfig(steps=45, lr=1e-4, batch=4, matrix_lr=1e-3, warmup=2, ema=0.97, log_steps=1)
+CONFIG = LoopConfig(steps=36, lr=1e-4, batch=4, matrix_lr=1e-3, warmup=2, ema=0.97, log_steps=1)
 #: Chunks of a rollout, at the start and from the middle of training on.
 CHUNKS = (2, 8)
 #: Frames at the end of a chunk whose alignment is left out: what follows them decides it.

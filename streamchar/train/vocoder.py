@@ -11,7 +11,7 @@ from .batches import audio_of, random_audio
 from .loop import LoopConfig, Stage, Trained
 from .spectral import Discriminators, feature_loss, hinge_fooled, hinge_real_made, spectral_loss
 
-CONFIG = LoopConfig(steps=2400, lr=8e-4, batch=16, matrix_lr=0.01, warmup=50)
+CONFIG = LoopConfig(steps=2000, lr=8e-4, batch=16, matrix_lr=0.01, warmup=50)
 TOKENS = 28
 #: Share of the run after which discriminators join; before, there is nothing to tell apart.
 ADVERSARIAL_FROM = 0.5
