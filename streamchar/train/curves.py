@@ -16,7 +16,7 @@ def draw_curves(directory: Path) -> Path:
     logs = {file.parent.name: list(read_log(file.parent)) for file in sorted(directory.glob("*/log.jsonl"))}
     rows = -(-max(len(logs), 1) // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 3 * rows), layout="constrained")
-    cells = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    cells = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, (stage, entries) in zip(cells, logs.items()):
         for name in sorted({key for entry in entries for key in entry} - OTHERS):
             points = [(entry["step"], entry[name]) for entry in entries if name in entry]
@@ -25,7 +25,7 @@ def draw_curves(directory: Path) -> Path:
         axes.set_xlabel("step")
         axes.set_yscale("log")
         axes.legend(fontsize=7)
-    for axes in cells:
+    for axes in cells[len(logs) :]:
         axes.set_axis_off()
     target = directory / "curves.png"
     figure.savefig(target, dpi=80)

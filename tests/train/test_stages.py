@@ -152,6 +152,13 @@ def test_every_stage_has_its_curves(workshop, trained):
     assert width / height == pytest.approx(4 * COLUMNS / (3 * rows), rel=0.01)
 
 
+def test_places_without_a_stage_are_left_white(workshop, trained, tmp_path):
+    shutil.copytree(workshop.runs / "vocoder", tmp_path / "vocoder")
+    with Image.open(draw_curves(tmp_path)) as drawn:
+        right = drawn.convert("L").crop((drawn.width // 2, 0, drawn.width, drawn.height))
+    assert right.getextrema() == (255, 255)
+
+
 def test_the_exported_engine_speaks(workshop, trained, tmp_path):
     engine = engine_of(workshop, "student")
     with engine.open(picture(), seed=1) as session:
