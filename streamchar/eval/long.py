@@ -5,6 +5,7 @@ words heard. Place in the text, words and lips are found from sound and picture 
 measures hold for any source.
 """
 
+import ctypes
 import os
 from array import array
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ MINUTE = 60 * FRAME_RATE
 #: Minutes of which a contact sheet shows frames, as far as the stream goes, and how many, one in four.
 SHOWN, SHOWN_FRAMES, SHOWN_STEP = (0, 1, 5, 10), 8, 4
 _STATM = Path("/proc/self/statm")
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
+#: Frames between two looks at the memory, which cost the chunk after them a little.
+MEMORY_EVERY = 10 * FRAME_RATE
 
 Values = npt.NDArray[np.float64]
 Stored = npt.NDArray[np.float32]
@@ -189,7 +193,8 @@ class Scorer:
         if part.seconds is not None:
             media = len(part.video) / FRAME_RATE
             series.computed.append((start / MINUTE, part.seconds, media))
-            series.memory.append((start / MINUTE, resident_megabytes()))
+            if not series.memory or start >= series.memory[-1][0] * MINUTE + MEMORY_EVERY:
+                series.memory.append((start / MINUTE, resident_megabytes()))
 
     def finish(self, chunk: float) -> tuple[StreamScores, Frames]:
         """Return the scores of what was taken in, as :func:`score_stream` does.
@@ -328,7 +333,13 @@ def slope(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def resident_megabytes() -> float:
-    """Return the memory of this process that is in use, in megabytes."""
+    """Return the memory of this process that is in use, in megabytes.
+
+    What the allocator keeps of freed blocks is handed back first, where it is glibc's: nothing holds it, and
+    how much it is jumps with the order in which large blocks came and went.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
     pages = int(_STATM.read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -170,6 +170,17 @@ def test_speed_is_known_where_computing_was_timed(clean: StreamScores) -> None:
     assert "rtf" not in unknown.minutes
 
 
+def test_memory_that_was_freed_between_what_stays_does_not_count() -> None:
+    before = resident_megabytes()
+    # Too small for pages of their own, so that they come from one heap.
+    mixed = [np.ones(size, np.uint8) for _ in range(1000) for size in (64_000, 100)]
+    assert resident_megabytes() - before > 50
+    stays = mixed[1::2]
+    del mixed
+    assert resident_megabytes() - before < 10
+    assert len(stays) == 1000
+
+
 def test_a_line_has_its_slope_and_points_beside_it_make_that_unsure() -> None:
     assert slope([(0, 5.0), (1, 5.5), (2, 6.0)]) == pytest.approx((0.5, 0.0))
     assert slope([(0, 5.0), (1, 5.5)]) == pytest.approx((0.5, 0.0))
