@@ -51,7 +51,10 @@ class Script:
 
 
 def write_script(minutes: int, stream: int, identities: int, seed: int = 0) -> Script:
-    """Return the script of one stream: held-out sentences, and everyday ones for every third while they last.
+    """Return the script of one stream: held-out sentences, and every third an everyday one.
+
+    The everyday ones come again, in another order, when all have been said, so that no minute is harder than
+    the others.
 
     Sentences with a word that is spoken as several, such as a number in digits, are left out, so that words
     asked, heard and pointed at have the same numbers.
@@ -68,15 +71,17 @@ def write_script(minutes: int, stream: int, identities: int, seed: int = 0) -> S
     if min(minutes, identities) < 1:
         raise ValueError(f"minutes and identities must be at least 1, got {minutes} and {identities}")
     number = seed * 10_000 + stream
-    everyday = everyday_sentences()
-    random.Random(f"long {number}").shuffle(everyday)
+    shuffled = random.Random(f"long {number}")
+    everyday: list[str] = []
     wanted = minutes * WORDS_PER_MINUTE
     # A sentence has two words at least.
     unseen = iter(held_out_sentences(wanted // 2, number))
     chosen: list[str] = []
     while wanted > 0:
-        everyday_now = everyday and len(chosen) % 3 == 2
-        sentence = everyday.pop() if everyday_now else next(unseen)
+        if not everyday:
+            everyday = everyday_sentences()
+            shuffled.shuffle(everyday)
+        sentence = everyday.pop() if len(chosen) % 3 == 2 else next(unseen)
         if all(len(normalise(word).split()) == 1 for word in sentence.split()):
             chosen.append(sentence)
             wanted -= len(sentence.split())

@@ -10,7 +10,7 @@ import torch
 from streamchar.config import ConfigError
 from streamchar.data.sentences import training_sentences
 from streamchar.eval.normalise import normalise
-from streamchar.eval.sources import FIRST_IDENTITY, Clip, Item
+from streamchar.eval.sources import FIRST_IDENTITY, Clip, Item, everyday_sentences
 from streamchar.eval.streams import (
     WORDS_PER_MINUTE,
     Part,
@@ -38,6 +38,16 @@ def test_a_script_is_long_enough_new_to_the_voice_and_of_single_words() -> None:
     assert all(len(normalise(word).split()) == 1 for word in script.words)
     assert set(script.sentences).isdisjoint(training_sentences(20_000, seed=0))
     assert "The weather is lovely this morning, so let's go for a walk." in script.sentences
+
+
+def test_no_part_of_a_long_script_has_fewer_everyday_sentences() -> None:
+    everyday = set(everyday_sentences())
+    script = write_script(30, stream=1, identities=4)
+    kinds = np.asarray([sentence in everyday for sentence in script.sentences])
+    for part in np.array_split(kinds, 30):
+        assert part.mean() == pytest.approx(1 / 3, abs=0.12)
+    first = [sentence for sentence in script.sentences if sentence in everyday][: len(everyday)]
+    assert len(set(first)) > 0.9 * len(everyday)  # all of them before any again
 
 
 def test_streams_differ_and_come_again() -> None:
