@@ -213,9 +213,9 @@ def _long(
         parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
         parts += ["sentence by sentence"] if each_sentence else []
         label = ", ".join(parts)
-        spoken: LongSource = SpokenStream(label, engine, interrupt_every)
-        if each_sentence:
-            spoken = SentenceStream(label, engine)
+        spoken: LongSource = (
+            SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
+        )
         run.run(spoken, streams, instruments, digest(checkpoint), progress)
     truth, *others = run.report()
     console.print(rich_table([truth, *others]))

@@ -14,7 +14,7 @@ from streamchar.config import OrchestratorConfig, VocoderConfig
 from streamchar.train.cli import _train
 from streamchar.train.curves import COLUMNS, draw_curves
 from streamchar.train.export import engine_of, export
-from streamchar.train.loop import TrainingError, read_log, run
+from streamchar.train.loop import TrainingError, read_log, run, step_generator
 from streamchar.train.stages import SHIPPED, Workshop
 from tests.engine.small import SMALL, picture
 
@@ -89,6 +89,13 @@ def test_a_stage_logs_finite_losses_and_moves_its_weights(name, workshop, traine
         assert all(torch.isfinite(torch.tensor(distances))), module
         # A bias before a norm, for one, has no gradient.
         assert sum(distance > 0 for distance in distances) > 0.8 * len(distances), module
+
+
+def test_long_clips_come_late_and_can_be_learned_from(workshop):
+    stage = workshop.stage("vae", lambda config: replace(config, steps=10, batch=2))
+    assert [stage.latents(step) for step in range(10)] == [1, 1, 1, 1, 1, 1, 12, 1, 12, 1]
+    logged = stage.update(6, step_generator(0, 6))
+    assert torch.isfinite(torch.tensor(list(logged.values()))).all()
 
 
 def test_all_that_ships_is_trained_in_order_and_what_is_done_is_left_alone(workshop, trained):
