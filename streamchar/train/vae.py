@@ -15,7 +15,8 @@ from .parallel import randn, share, world
 CONFIG = LoopConfig(steps=3900, lr=2e-3, batch=14, matrix_lr=0.02, warmup=50)
 #: Latents of a clip after its first. Short clips show more faces for the same work; in the later part of the
 #: run every second step takes a longer one, whose convolutions see their whole past: with none above 4,
-#: pictures lost 8 dB within 10; with long ones from the start, 5000 steps ended 1.7 dB below 3900 with late ones.
+#: pictures lost 8 dB within 10; with long ones from the start, 5000 steps ended 1.7 dB below 3900 that had
+#: them late.
 LATENTS, LONG_LATENTS, LONG_EVERY, LONG_FROM = 1, 12, 2, 0.6
 #: Clips that open with the reference image, as sessions do.
 OPENING = 0.5
