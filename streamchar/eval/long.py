@@ -7,9 +7,8 @@ measures hold for any source.
 
 import ctypes
 import os
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,11 +21,12 @@ from .align import TimedWord
 from .cuts import Cutter, Segment
 from .face import FaceMeter, movement
 from .identity import Gallery
+from .minutes import MinuteMeans, Values
 from .normalise import normalise
 from .sources import FIRST_IDENTITY, SAMPLES_PER_FRAME, reference_frame
 from .streams import LongSource, Part, Script
 from .sync import LipReader, beside_words, sync_score
-from .transcript import EdgeCount, Reader, Settled, at_edges, per_minute
+from .transcript import EdgeCount, Reader, Settled, WordCount, at_edges
 from .voice import VoiceStatistics, similarity
 from .wer import Audio, HeardWord
 
@@ -38,8 +38,6 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 #: Frames between two looks at the memory, which cost the chunk after them a little.
 MEMORY_EVERY = 10 * FRAME_RATE
 
-Values = npt.NDArray[np.float64]
-Stored = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]
 
 
@@ -117,86 +115,82 @@ def score_stream(
     Returns:
         The scores, and frames of the minutes :data:`SHOWN`, [rows, columns, height, width, 3].
     """
-    scorer = Scorer(script, instruments)
+    scorer = Scorer(script, instruments, chunk)
     for part in source.parts(script):
         scorer.add(part)
-    return scorer.finish(chunk)
-
-
-def _numbers() -> "array[float]":
-    return array("f")
-
-
-@dataclass
-class _Series:
-    """A few numbers for every frame and part of a stream.
-
-    One array a measure: many small ones that stay would lie between the large ones that go, and the process
-    would grow by as much as if the pictures had been kept.
-    """
-
-    lips: "array[float]" = field(default_factory=_numbers)
-    identity: "array[float]" = field(default_factory=_numbers)
-    likeness: "array[float]" = field(default_factory=_numbers)
-    colour: "array[float]" = field(default_factory=_numbers)
-    sharpness: "array[float]" = field(default_factory=_numbers)
-    movement: "array[float]" = field(default_factory=_numbers)
-    computed: list[tuple[float, float, float]] = field(default_factory=list)
-    memory: list[tuple[float, float]] = field(default_factory=list)
+    return scorer.finish()
 
 
 class Scorer:
     """Score a stream part by part.
 
+    What is held of it is made here, as large as it will be, or a few bytes a minute: the process would else
+    grow with the stream, and its memory is one of the measures.
+
     Args:
         script: what is asked for.
         instruments: to measure with.
+        chunk: seconds between the places where chunks meet, or would.
     """
 
-    def __init__(self, script: Script, instruments: Instruments) -> None:
-        self._script, self._tools = script, instruments
+    def __init__(self, script: Script, instruments: Instruments, chunk: float) -> None:
+        self._tools, self._chunk = instruments, chunk
         self._asked = [normalise(word) for word in script.words]
         seeds = range(FIRST_IDENTITY, FIRST_IDENTITY + instruments.identities)
         self._gallery = Gallery(np.stack([reference_frame(seed, *instruments.size) for seed in seeds]))
         self._own = script.identity - FIRST_IDENTITY
         self._lip_reader = LipReader(Identity.sample(script.identity), *instruments.size)
         self._face = FaceMeter(reference_frame(script.identity, *instruments.size))
+        self._last_minute = round(script.seconds / 60)
+        # One more for what comes after the last, which is reported nowhere.
+        minutes = max(self._last_minute, 1) + 1
+        self._means, self._count = MinuteMeans(minutes), WordCount(minutes)
+        self._frames = 0
+        self._before: Frames | None = None
         self._cutter, self._reader = Cutter(), Reader(self._asked)
         self._waiting: list[Segment] = []
-        self._series, self._frames = _Series(), 0
-        self._before: Frames | None = None
-        self._pointed: dict[int, float] = {}
-        self._aligned: list[tuple[int, float]] = []
-        self._synced: list[tuple[float, Stored, Stored]] = []
-        self._voices: dict[int, VoiceStatistics] = {}
-        self._shown: dict[int, Frames] = {}
+        # When the pointer passed each word, and when it was heard; NaN of those that it never was.
+        self._pointed, self._heard = np.full((2, len(self._asked)), np.nan)
+        # How open the mouth is in frames whose words are not settled yet.
+        self._lips = np.zeros(0)
+        self._synced: list[tuple[Values, Values]] = []
+        self._sync, self._sync_minute = np.full((2, minutes), np.nan), 0
+        self._voices = [VoiceStatistics() for _ in range(minutes)]
+        self._shown = np.full((len(SHOWN), SHOWN_FRAMES, *instruments.size, 3), 255, np.uint8)
+        self._columns = [0] * len(SHOWN)
+        self._memory: list[tuple[float, float]] = []
 
     def add(self, part: Part) -> None:
         """Take in the next media, whole frames of them."""
-        series, start = self._series, self._frames
+        start = self._frames
         self._frames += len(part.video)
-        series.lips.extend(self._lip_reader.read(part.video))
-        series.identity.extend((self._gallery.nearest(part.video) == self._own).astype(np.float64))
-        series.likeness.extend(self._gallery.similarity(part.video, self._own))
-        series.colour.extend(self._face.colour(part.video))
-        series.sharpness.extend(self._face.sharpness(part.video))
-        series.movement.extend(movement(part.video, self._before))
+        frames = np.arange(start, self._frames)
+        self._lips = np.concatenate([self._lips, self._lip_reader.read(part.video)])
+        for name, values in (
+            ("identity", self._gallery.nearest(part.video) == self._own),
+            ("likeness", self._gallery.similarity(part.video, self._own)),
+            ("colour", self._face.colour(part.video)),
+            ("sharpness", self._face.sharpness(part.video)),
+        ):
+            self._means.add(name, frames / MINUTE, values)
+        moved = movement(part.video, self._before)
+        edges = frames % round(self._chunk * FRAME_RATE) == 0
+        # Nothing moved into the first frame of all.
+        for name, chosen in (("moved at edges", edges & (frames > 0)), ("moved between", ~edges)):
+            self._means.add(name, frames[chosen] / MINUTE, moved[chosen])
         self._before = part.video[-1].copy()
-        self._pointed.update(part.words)
-        shown = part.video[::SHOWN_STEP][:SHOWN_FRAMES].copy()
-        last = round(self._script.seconds / 60)
-        for minute in SHOWN:
-            if minute == last or (minute < last and minute not in self._shown and start >= minute * MINUTE):
-                self._shown[minute] = shown
+        for word, time in part.words:
+            self._pointed[word] = time
+        self._show(start, part.video)
         for segment in self._cutter.add(part.audio):
             self._listen(segment)
         if part.seconds is not None:
-            media = len(part.video) / FRAME_RATE
-            series.computed.append((start / MINUTE, part.seconds, media))
-            if not series.memory or start >= series.memory[-1][0] * MINUTE + MEMORY_EVERY:
-                series.memory.append((start / MINUTE, resident_megabytes()))
+            self._means.add("computed", [start / MINUTE], [part.seconds])
+            self._means.add("media", [start / MINUTE], [len(part.video) / FRAME_RATE])
+            if not self._memory or start >= self._memory[-1][0] * MINUTE + MEMORY_EVERY:
+                self._memory.append((start / MINUTE, resident_megabytes()))
 
-    def finish(self, chunk: float) -> tuple[StreamScores, Frames]:
+    def finish(self) -> tuple[StreamScores, Frames]:
         """Return the scores of what was taken in, as :func:`score_stream` does.
 
         Raises:
@@ -208,21 +202,29 @@ class Scorer:
             self._listen(segment)
         for settled in self._reader.finish():
             self._settle(settled)
-        seconds, events = self._frames / FRAME_RATE, self._reader.events
-        skipped = [event.time for event in events if event.heard is None]
-        repeated = [event.time for event in events if event.again]
+        self._finish_sync()
+        seconds = self._frames / FRAME_RATE
+        minutes = max(min(self._last_minute, round(self._frames / MINUTE)), 1)
         scores = StreamScores(
-            minutes={name: _spelled(values) for name, values in self._minutes(chunk).items()},
-            skipped=at_edges(skipped, chunk, seconds),
-            repeated=at_edges(repeated, chunk, seconds),
-            words=sum(event.asked is not None for event in events),
-            confirmed=len(self._aligned),
+            minutes={name: _spelled(values[:minutes]) for name, values in self._minutes().items()},
+            skipped=at_edges(self._count.skipped, self._chunk, seconds),
+            repeated=at_edges(self._count.repeated, self._chunk, seconds),
+            words=self._count.words,
+            confirmed=int(np.isfinite(self._heard).sum()),
             seconds=seconds,
             memory_slope=self._memory_slope(),
         )
-        rows = [self._shown[minute] for minute in sorted(self._shown)]
-        columns = min(map(len, rows))
-        return scores, np.stack([row[:columns] for row in rows])
+        there = [row for row, columns in enumerate(self._columns) if columns]
+        return scores, self._shown[there, : min(self._columns[row] for row in there)]
+
+    def _show(self, start: int, video: Frames) -> None:
+        """Keep frames of the minutes asked for, of the last one its last."""
+        frames = video[::SHOWN_STEP][:SHOWN_FRAMES]
+        for row, minute in enumerate(SHOWN):
+            due = not self._columns[row] and start >= minute * MINUTE
+            if minute == self._last_minute or (minute < self._last_minute and due):
+                self._shown[row, : len(frames)] = frames
+                self._columns[row] = len(frames)
 
     def _listen(self, segment: Segment) -> None:
         start = segment.start / FRAME_RATE
@@ -240,8 +242,13 @@ class Scorer:
         """Measure voice, place and lips of a segment whose words are known."""
         segment = self._waiting.pop(0)
         frames = len(segment.audio) // SAMPLES_PER_FRAME
-        middle = segment.start + frames / 2
-        self._voices.setdefault(int(middle // MINUTE), VoiceStatistics()).add(segment.audio)
+        lips, self._lips = self._lips[:frames], self._lips[frames:]
+        minute = min(int((segment.start + frames / 2) // MINUTE), len(self._voices) - 1)
+        self._count.add(settled.events)
+        self._voices[minute].add(segment.audio)
+        if minute != self._sync_minute:
+            self._finish_sync()
+            self._sync_minute = minute
         if settled.first is None or settled.last is None:
             return
         words = self._tools.aligner.align_words(segment.audio, self._asked[settled.first : settled.last + 1])
@@ -251,72 +258,52 @@ class Scorer:
         spoken = [word for word in words if word.text]
         for index, word in enumerate(spoken, settled.first):
             if index in right:
-                self._aligned.append((index, segment.start / FRAME_RATE + word.middle))
-        phones = [phone for word in words for phone in word.phones]
+                self._heard[index] = segment.start / FRAME_RATE + word.middle
         if spoken:
-            lips = np.asarray(self._series.lips[segment.start : segment.start + frames])
-            seen, asked = beside_words(lips, phones)
-            self._synced.append((middle / MINUTE, seen.astype(np.float32), asked.astype(np.float32)))
+            self._synced.append(beside_words(lips, [phone for word in words for phone in word.phones]))
 
-    def _minutes(self, chunk: float) -> dict[str, Values]:
-        series = self._series
-        minutes = max(min(round(self._script.seconds / 60), round(self._frames / MINUTE)), 1)
-        found = per_minute(self._reader.events, minutes)
-        found |= self._place(minutes)
-        for name in ("identity", "likeness", "colour", "sharpness"):
-            values = np.asarray(getattr(series, name))
-            found[name] = _means(np.arange(len(values)) / MINUTE, values, minutes)
-        found["movement"] = self._movement(round(chunk * FRAME_RATE), minutes)
-        sync = [self._sync(minute) for minute in range(minutes)]
-        found["lips late by"] = np.asarray([late for late, _ in sync])
-        found["lip correlation"] = np.asarray([correlation for _, correlation in sync])
-        found["voice"] = np.asarray([self._voice(minute) for minute in range(minutes)])
-        if series.computed:
-            times, computed, media = np.asarray(series.computed).T
-            found["rtf"] = _means(times, computed, minutes) / _means(times, media, minutes)
-            times, memory = np.asarray(series.memory).T
-            found["memory"] = _means(times, memory, minutes)
+    def _finish_sync(self) -> None:
+        """Compare the lips of the minute at hand with its words, and let go of both."""
+        try:
+            score = sync_score([lips for lips, _ in self._synced], [asked for _, asked in self._synced])
+        except ValueError:  # nothing was aligned, or no mouth moves: a result, not a fault
+            pass
+        else:
+            self._sync[:, self._sync_minute] = score.offset, score.at_zero
+        self._synced.clear()
+
+    def _minutes(self) -> dict[str, Values]:
+        means, found = self._means.means, self._count.rates() | self._place()
+        found |= {name: means(name) for name in ("identity", "likeness", "colour", "sharpness")}
+        within = means("moved between")
+        found["movement"] = means("moved at edges") / np.where(within > 0, within, np.nan)
+        found["lips late by"], found["lip correlation"] = self._sync
+        found["voice"] = np.asarray([self._voice(statistics) for statistics in self._voices])
+        if self._memory:
+            found["rtf"] = means("computed") / means("media")
+            memory = MinuteMeans(len(self._voices))
+            memory.add("memory", *np.asarray(self._memory).T)
+            found["memory"] = memory.means("memory")
         return found
 
-    def _movement(self, chunk: int, minutes: int) -> Values:
-        """Return movement into the first frames of chunks over that between all others."""
-        moved = np.asarray(self._series.movement, np.float64)[1:]
-        frames = np.arange(1, len(moved) + 1)
-        edges, times = frames % chunk == 0, frames / MINUTE
-        inside = _means(times[~edges], moved[~edges], minutes)
-        return _means(times[edges], moved[edges], minutes) / np.where(inside > 0, inside, np.nan)
-
-    def _place(self, minutes: int) -> dict[str, Values]:
+    def _place(self) -> dict[str, Values]:
         """Compare when the pointer passed a word with when it was heard."""
-        names = ("place, seconds", "place, words", "pointer late by")
-        both = [(index, time) for index, time in self._aligned if index in self._pointed]
-        if not both:
-            return {name: np.full(minutes, np.nan) for name in names}
-        indices, times = np.asarray(both, np.float64).T
-        times = np.maximum.accumulate(times)
-        pointed = np.asarray([self._pointed[index] for index, _ in both])
-        late = pointed - times
-        ahead = indices - np.interp(pointed, times, indices)
-        return {
-            name: _means(times / 60, values, minutes)
-            for name, values in zip(names, (np.abs(late), np.abs(ahead), late))
-        }
+        means = MinuteMeans(len(self._voices))
+        indices = np.flatnonzero(np.isfinite(self._heard) & np.isfinite(self._pointed))
+        if len(indices):
+            times, pointed = np.maximum.accumulate(self._heard[indices]), self._pointed[indices]
+            late = pointed - times
+            means.add("place, seconds", times / 60, np.abs(late))
+            means.add("place, words", times / 60, np.abs(indices - np.interp(pointed, times, indices)))
+            means.add("pointer late by", times / 60, late)
+        return {name: means.means(name) for name in ("place, seconds", "place, words", "pointer late by")}
 
-    def _sync(self, minute: int) -> tuple[float, float]:
-        chosen = [pair for time, *pair in self._synced if int(time) == minute]
-        lips, asked = ([pair[k].astype(np.float64) for pair in chosen] for k in (0, 1))
-        try:
-            score = sync_score(lips, asked)
-        except ValueError:  # nothing was aligned, or no mouth moves: a result, not a fault
-            return np.nan, np.nan
-        return score.offset, score.at_zero
-
-    def _voice(self, minute: int) -> float:
-        vector = self._voices[minute].vector() if minute in self._voices else None
+    def _voice(self, statistics: VoiceStatistics) -> float:
+        vector = statistics.vector()
         return np.nan if vector is None else similarity(vector, self._tools.voice)
 
     def _memory_slope(self) -> float | None:
-        later = [pair for pair in self._series.memory if pair[0] >= 1]
+        later = [pair for pair in self._memory if pair[0] >= 1]
         return slope(later)[0] if len(later) > 1 else None
 
 
@@ -342,13 +329,6 @@ def resident_megabytes() -> float:
         _TRIM(0)
     pages = int(_STATM.read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _means(minutes: Values, values: Values, count: int) -> Values:
-    """Return the mean of the values of each minute, [count]; NaN where there are none."""
-    return np.asarray(
-        [chosen.mean() if len(chosen := values[minutes.astype(int) == k]) else np.nan for k in range(count)]
-    )
 
 
 def _spelled(values: Values) -> list[float | None]:

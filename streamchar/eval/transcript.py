@@ -5,7 +5,8 @@ with the segments that follow it at hand, and by nothing that the engine says of
 its place must not lose the score.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +24,7 @@ _AGAIN = 3
 Pair = tuple[int | None, int | None]
 
 
-# With slots, for a stream of an hour has ten thousand.
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
     """A word of a stream: asked, heard, or both.
 
@@ -104,13 +104,9 @@ class Reader:
 
     Args:
         asked: the normalised words of the transcript.
-
-    Attributes:
-        events: of all segments settled so far.
     """
 
     asked: Sequence[str]
-    events: list[Event] = field(default_factory=list)
     _place: int = 0
     _waiting: list[list[HeardWord]] = field(default_factory=list)
 
@@ -136,7 +132,6 @@ class Reader:
         events = [self._event(path, index, heard) for index in range(until)]
         found = [event.asked for event in events if event.asked is not None and event.heard is not None]
         self._place += sum(i is not None for i, _ in path)
-        self.events += events
         return Settled(events, min(found, default=None), max(found, default=None))
 
     def _event(self, path: Sequence[Pair], index: int, heard: Sequence[HeardWord]) -> Event:
@@ -211,19 +206,34 @@ def at_edges(times: Sequence[float], chunk: float, seconds: float) -> EdgeCount:
     return EdgeCount(near, len(times) - near, max(int(seconds / chunk) - 1, 0))
 
 
-def per_minute(events: Sequence[Event], minutes: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the rates of each minute: "word errors", "skipped", "repeated", a word asked; NaN without words.
+class WordCount:
+    """Count the events of a stream as they come.
 
     Args:
-        events: of the whole stream.
-        minutes: of the stream; later events are left out.
+        minutes: of the stream; later events are in no minute.
+
+    Attributes:
+        words: that were asked for.
+        skipped: times of words asked for and not heard, in seconds.
+        repeated: of words heard again.
     """
-    table = np.zeros((4, minutes))
-    for event in events:
-        minute = int(event.time // 60)
-        if 0 <= minute < minutes:
-            skipped = event.heard is None
-            table[:, minute] += (event.asked is not None, not event.right, skipped, event.again)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = table[1:] / np.where(table[0] > 0, table[0], np.nan)
-    return dict(zip(("word errors", "skipped", "repeated"), rates))
+
+    def __init__(self, minutes: int) -> None:
+        self.words, self.skipped, self.repeated = 0, array("d"), array("d")
+        self._table = np.zeros((4, minutes))
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take in the next events."""
+        for event in events:
+            asked, skipped = event.asked is not None, event.heard is None
+            self.words += asked
+            self.skipped.extend([event.time] * skipped)
+            self.repeated.extend([event.time] * event.again)
+            minute = int(event.time // 60)
+            if 0 <= minute < self._table.shape[1]:
+                self._table[:, minute] += (asked, not event.right, skipped, event.again)
+
+    def rates(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return "word errors", "skipped" and "repeated" of each minute, a word asked; NaN without words."""
+        rates = self._table[1:] / np.where(self._table[0] > 0, self._table[0], np.nan)
+        return dict(zip(("word errors", "skipped", "repeated"), rates))

@@ -1,5 +1,6 @@
 """A whole stream of two minutes, made up so that every score has a known answer."""
 
+import tracemalloc
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -79,12 +80,12 @@ def score(
         audio[slot * SLOT : slot * SLOT + SOUND] = (number + 1) / 1000
         pointed.setdefault(number, (slot * SLOT + SOUND / 2) / 24 + pointer)
     tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
-    scorer = Scorer(SCRIPT, tools)
+    scorer = Scorer(SCRIPT, tools, CHUNK / 24)
     for start in range(0, FRAMES, CHUNK):
         part = slice(start, start + CHUNK)
         words = [(n, t) for n, t in pointed.items() if start <= t * 24 < start + CHUNK]
         scorer.add(Part(audio[part].ravel(), video[part], words, seconds))
-    return scorer.finish(CHUNK / 24)[0]
+    return scorer.finish()[0]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,27 @@ def test_memory_that_was_freed_between_what_stays_does_not_count() -> None:
     assert len(stays) == 1000
 
 
+def test_what_is_held_of_a_stream_does_not_grow_with_it() -> None:
+    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    scorer, held = Scorer(SCRIPT, tools, CHUNK / 24), []
+    tracemalloc.start()
+    try:
+        for start in range(0, FRAMES, CHUNK):
+            numbers = range(start // SLOT, (start + CHUNK) // SLOT)
+            audio = np.zeros((CHUNK, 1000), np.float32)
+            for k, number in enumerate(numbers):
+                audio[k * SLOT : k * SLOT + SOUND] = (number + 1) / 1000
+            words = [(number, number * SECONDS_A_SLOT) for number in numbers]
+            scorer.add(Part(audio.ravel(), drawn()[start : start + CHUNK], words, 0.5))
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    # The same part of either minute, for segments wait for their words. A number a frame is 11 520 bytes.
+    quarter = len(held) // 4
+    assert min(held[-quarter:]) - min(held[quarter : 2 * quarter]) < 30_000
+    assert scorer.finish()[0].words == SLOTS
+
+
 def test_a_line_has_its_slope_and_points_beside_it_make_that_unsure() -> None:
     assert slope([(0, 5.0), (1, 5.5), (2, 6.0)]) == pytest.approx((0.5, 0.0))
     assert slope([(0, 5.0), (1, 5.5)]) == pytest.approx((0.5, 0.0))
@@ -194,16 +216,16 @@ def test_a_line_has_its_slope_and_points_beside_it_make_that_unsure() -> None:
 def test_nothing_cannot_be_scored() -> None:
     tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
     with pytest.raises(ValueError, match="must have media to be scored"):
-        Scorer(SCRIPT, tools).finish(1.0)
+        Scorer(SCRIPT, tools, 1.0).finish()
 
 
 def test_a_sheet_shows_the_beginning_and_each_minute_asked_for_up_to_the_end() -> None:
     tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
-    scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 60.0), tools)
+    scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 60.0), tools, CHUNK / 24)
     for number in range(16):
         video = np.full((CHUNK, SIZE, SIZE, 3), number, np.uint8)
         scorer.add(Part(np.zeros(CHUNK * 1000, np.float32), video, []))
-    scores, shown = scorer.finish(CHUNK / 24)
+    scores, shown = scorer.finish()
     assert shown.shape == (2, 8, SIZE, SIZE, 3)
     assert (shown[0] == 0).all()
     assert (shown[1] == 15).all()

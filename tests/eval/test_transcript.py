@@ -7,7 +7,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from streamchar.eval.transcript import LOOKAHEAD, EdgeCount, Event, Reader, at_edges, edit_path, per_minute
+from streamchar.eval.transcript import LOOKAHEAD, EdgeCount, Event, Reader, WordCount, at_edges, edit_path
 from streamchar.eval.wer import HeardWord
 
 WORDS = [f"word{number}" for number in range(200)]
@@ -19,12 +19,12 @@ def spoken(words: list[str], start: float = 0.0) -> list[HeardWord]:
 
 
 def read(asked: list[str], segments: list[list[str]]) -> list[Event]:
-    reader, start = Reader(asked), 0.0
+    reader, start, settled = Reader(asked), 0.0, []
     for words in segments:
-        reader.hear(spoken(words, start))
+        settled.append(reader.hear(spoken(words, start)))
         start += 0.5 * len(words)
-    reader.finish()
-    return reader.events
+    settled += reader.finish()
+    return [event for segment in settled if segment is not None for event in segment.events]
 
 
 def errors(events: list[Event]) -> int:
@@ -142,8 +142,14 @@ def test_rates_are_those_of_each_minute() -> None:
 
     events = [event(1), event(2, "b", False), event(3, None, False), event(59)]
     events += [event(61), event(62), event(63, "a", False, True), event(200), event(-0.1)]
-    rates = per_minute(events, 3)
+    count = WordCount(3)
+    count.add(events[:4])
+    count.add(events[4:])
+    rates = count.rates()
     assert rates["word errors"][:2].tolist() == [0.5, 0.5]
     assert rates["skipped"][:2].tolist() == [0.25, 0]
     assert rates["repeated"][:2].tolist() == [0, 0.5]
     assert np.isnan(rates["word errors"][2])
+    assert count.words == 8
+    assert list(count.skipped) == [3]
+    assert list(count.repeated) == [63]
