@@ -23,8 +23,8 @@ DIRECTORY = Path("~/.cache/streamchar")
 StageName = Annotated[
     str,
     typer.Argument(
-        help="all, or one of data, vocoder, vae, orchestrator, aligner, teacher, student, rollout (or "
-        "rollout-without-sink, rollout-without-pointer); or export, curves."
+        help="all, or one of data, vocoder, vae, decoder, orchestrator, aligner, teacher, student, rollout "
+        "(or rollout-without-sink, rollout-without-pointer); or export, curves."
     ),
 ]
 Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]

@@ -27,7 +27,7 @@ def engine_of(workshop: Workshop, stage: str, max_sessions: int = 1) -> StreamCh
     if stage == "teacher":
         preset = replace(preset, sampler=SamplerConfig.shifted(TEACHER_STEPS))
     vae = Vae(preset.vae)
-    vae.load_state_dict(workshop.vae().cpu().state_dict())
+    vae.load_state_dict(workshop.vae("decoder").cpu().state_dict())
     dit = JointDiT(preset)
     dit.load_state_dict(joint.dit.float().state_dict())
     return StreamCharEngine(

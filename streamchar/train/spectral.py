@@ -91,24 +91,3 @@ class Discriminators(nn.Module):
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         """Return the features of every discriminator for [batch, samples]."""
         return [each(audio) for each in self.each]
-
-
-def hinge_real_made(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
-    """Return the discriminators' hinge loss: verdicts on real above 1, on made below -1."""
-    terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + m[-1]).mean() for r, m in zip(real, made, strict=True)]
-    return torch.stack(terms).mean()
-
-
-def hinge_fooled(made: list[list[Tensor]]) -> Tensor:
-    """Return the generator's loss: verdicts on what it made as high as they go."""
-    return torch.stack([-each[-1].mean() for each in made]).mean()
-
-
-def feature_loss(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
-    """Return the mean distance of the discriminators' features, relative to their size on real audio."""
-    terms = [
-        (m - r.detach()).abs().mean() / r.detach().abs().mean().clamp(min=1e-4)
-        for rs, ms in zip(real, made, strict=True)
-        for r, m in zip(rs[:-1], ms[:-1], strict=True)
-    ]
-    return torch.stack(terms).mean()

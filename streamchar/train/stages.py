@@ -12,14 +12,14 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
-from . import aligner, orchestrator, rollout, student, teacher, vae, vocoder
+from . import aligner, decoder, orchestrator, rollout, student, teacher, vae, vocoder
 from .aligner import FrameClassifier
 from .joint import JointModel, VideoLatents, encode_video
 from .loop import LoopConfig, Stage, TrainingError, averaged
 from .parallel import one_by_one
 
 #: Stages whose weights ship, in the order they are trained; the ablations of the last are not among them.
-SHIPPED = ("vocoder", "vae", "orchestrator", "aligner", "teacher", "student", "rollout")
+SHIPPED = ("vocoder", "vae", "decoder", "orchestrator", "aligner", "teacher", "student", "rollout")
 #: Recordings that are drawn and encoded, each with an identity of its own.
 VIDEOS = 700
 
@@ -44,6 +44,7 @@ class Workshop:
         self._builders: dict[str, tuple[LoopConfig, Callable[[LoopConfig], Stage]]] = {
             "vocoder": (vocoder.CONFIG, self._vocoder),
             "vae": (vae.CONFIG, self._vae),
+            "decoder": (decoder.CONFIG, self._decoder),
             "orchestrator": (orchestrator.CONFIG, self._orchestrator),
             "aligner": (aligner.CONFIG, self._aligner),
             "teacher": (teacher.CONFIG, self._teacher),
@@ -86,10 +87,14 @@ class Workshop:
         averaged(self.runs, "vocoder", {"vocoder": codec})
         return codec
 
-    def vae(self) -> Vae:
-        """Return the trained VAE, its latents not yet normalised."""
+    def vae(self, stage: str) -> Vae:
+        """Return the trained VAE, its latents not yet normalised.
+
+        Args:
+            stage: "vae", or "decoder" for the same latents and sharper pictures.
+        """
         codec = Vae(self.preset.vae, self.device)
-        averaged(self.runs, "vae", {"vae": codec})
+        averaged(self.runs, stage, {"vae": codec})
         return codec
 
     def aligner(self) -> FrameClassifier:
@@ -121,7 +126,7 @@ class Workshop:
         with one_by_one():
             if not file.is_file():
                 size = picture.height, picture.width
-                torch.save(vars(encode_video(self.vae(), self._corpus(), self.videos, size)), file)
+                torch.save(vars(encode_video(self.vae("vae"), self._corpus(), self.videos, size)), file)
         return VideoLatents(**torch.load(file, weights_only=True))
 
     def normalised(self) -> Preset:
@@ -141,6 +146,9 @@ class Workshop:
 
     def _vae(self, config: LoopConfig) -> Stage:
         return vae.VaeStage(self.preset, self.corpus(), self.device, config)
+
+    def _decoder(self, config: LoopConfig) -> Stage:
+        return decoder.DecoderStage(self.preset, self.corpus(), self.vae("vae"), self.device, config)
 
     def _orchestrator(self, config: LoopConfig) -> Stage:
         return orchestrator.OrchestratorStage(self.preset, self.corpus(), self.audio(), self.device, config)

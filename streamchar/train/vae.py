@@ -56,27 +56,34 @@ class VaeStage(Stage):
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         """Take one step."""
         frames = self._clips(self.latents(step), generator)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            latents = self.vae.encode(frames)
-            noise = randn(latents.shape, generator).to(latents)
-            made = self.vae.decode_clip(latents + LATENT_NOISE * noise)
-        made = made.float()
-        pixels = ((made - frames).abs() * self.weights).mean()
-        squares = ((made - frames).square() * self.weights).mean()
-        edges = edge_loss(made, frames, self.weights)
+        latents, made = self._round_trip(frames, generator)
+        pixels, squares, edges = self._distances(made, frames)
         size = latents.float().square().mean()
         loss = pixels + SQUARE_WEIGHT * squares + SIZE_WEIGHT * size
         if step >= EDGES_FROM * self.config.steps:
             loss = loss + EDGE_WEIGHT * edges
         norm = self.trained["vae"].update(loss, step)
+        return self._logged(made, frames, pixels, edges, norm) | {"size": size.item()}
+
+    def _round_trip(self, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the latents of frames, and the frames that they give with noise on them."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            latents = self.vae.encode(frames)
+            noise = randn(latents.shape, generator).to(latents)
+            made = self.vae.decode_clip(latents + LATENT_NOISE * noise)
+        return latents, made.float()
+
+    def _distances(self, made: Tensor, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean distance of pixels, its square, and that of edges, where faces weigh more."""
+        pixels = ((made - frames).abs() * self.weights).mean()
+        squares = ((made - frames).square() * self.weights).mean()
+        return pixels, squares, edge_loss(made, frames, self.weights)
+
+    @staticmethod
+    def _logged(made: Tensor, frames: Tensor, pixels: Tensor, edges: Tensor, norm: float) -> dict[str, float]:
         error = (made.detach().clamp(-1, 1) - frames).square().mean() / 4
-        return {
-            "pixels": pixels.item(),
-            "edges": edges.item(),
-            "size": size.item(),
-            "psnr": float(-10 * error.log10()),
-            "norm": norm,
-        }
+        psnr = float(-10 * error.log10())
+        return {"pixels": pixels.item(), "edges": edges.item(), "psnr": psnr, "norm": norm}
 
     def _clips(self, latents: int, generator: torch.Generator) -> Tensor:
         clips = []

@@ -7,9 +7,10 @@ from torch import Tensor
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus
+from .adversarial import adversarial_losses
 from .batches import audio_of, random_audio
 from .loop import LoopConfig, Stage, Trained
-from .spectral import Discriminators, feature_loss, hinge_fooled, hinge_real_made, spectral_loss
+from .spectral import Discriminators, spectral_loss
 
 CONFIG = LoopConfig(steps=2000, lr=8e-4, batch=16, matrix_lr=0.01, warmup=50)
 TOKENS = 28
@@ -48,17 +49,11 @@ class VocoderStage(Stage):
         loss = spectral
         if step >= ADVERSARIAL_FROM * self.config.steps:
             real, made = real[:JUDGED], made[:JUDGED]
-            with torch.autocast(self.device.type, torch.bfloat16):
-                verdicts = self.discriminators(real), self.discriminators(made.detach())
-                judged = hinge_real_made(*verdicts)
-            self.trained["discriminators"].update(judged, step)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                with torch.no_grad():
-                    of_real = self.discriminators(real)
-                of_made = self.discriminators(made)
-                fooled, features = hinge_fooled(of_made), feature_loss(of_real, of_made)
+            fooled, features, told = adversarial_losses(
+                self.discriminators, self.trained["discriminators"], real, made, step
+            )
             loss = loss + ADVERSARIAL_WEIGHT * fooled + FEATURE_WEIGHT * features
-            logged |= {"judged": judged.item(), "fooled": fooled.item(), "features": features.item()}
+            logged |= told
         logged["norm"] = self.trained["vocoder"].update(loss, step)
         return logged
 

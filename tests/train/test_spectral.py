@@ -5,12 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from streamchar.train.adversarial import hinge_fooled, hinge_real_made
 from streamchar.train.spectral import (
     DISCRIMINATED,
     Discriminators,
-    feature_loss,
-    hinge_fooled,
-    hinge_real_made,
     spectral_loss,
     spectrum,
 )
@@ -48,33 +46,6 @@ def test_silence_has_a_finite_loss_and_gradient():
     assert loss == 0
     (loss + spectral_loss(made, tone(440.0))).backward()
     assert torch.isfinite(made.grad).all()
-
-
-def verdicts(*values):
-    """Stand in for discriminators: features first, the verdict on each patch last."""
-    return [[torch.ones(2, 3), torch.full((2, 4), value)] for value in values]
-
-
-def test_the_hinge_asks_for_a_margin_and_no_more():
-    assert hinge_real_made(verdicts(1.0, 5.0), verdicts(-1.0, -3.0)) == 0
-    assert hinge_real_made(verdicts(0.0), verdicts(0.0)) == 2
-    # (1 - 0.5) + (1 + 2), and (1 + 1) + 0, on average.
-    assert hinge_real_made(verdicts(0.5, -1.0), verdicts(2.0, -4.0)) == pytest.approx(2.75)
-
-
-def test_a_generator_is_rewarded_without_bound():
-    assert hinge_fooled(verdicts(2.0, -4.0)) == pytest.approx(1.0)
-    assert hinge_fooled(verdicts(9.0)) == -9
-
-
-def test_features_are_compared_to_their_size_and_verdicts_are_not():
-    real, made = verdicts(3.0), verdicts(-3.0)
-    assert feature_loss(real, made) == 0
-    made[0][0] = torch.full((2, 3), 1.5)
-    assert feature_loss(real, made) == pytest.approx(0.5)
-    for features in (real, made):
-        features[0][0] = features[0][0] * 10
-    assert feature_loss(real, made) == pytest.approx(0.5)
 
 
 def test_discriminators_judge_patches_and_pass_gradients_to_the_sound(rng):

@@ -39,6 +39,7 @@ STEPS = 2
 LOGGED = {
     "vocoder": {"spectral", "judged", "fooled", "features", "norm"},
     "vae": {"pixels", "edges", "size", "psnr", "norm"},
+    "decoder": {"pixels", "edges", "psnr", "judged", "fooled", "features", "norm"},
     "orchestrator": {"flow", "pointer", "durations", "norm"},
     "aligner": {"entropy", "norm"},
     "teacher": {"video", "audio", "norm"},
@@ -96,6 +97,15 @@ def test_long_clips_come_late_and_can_be_learned_from(workshop):
     assert [stage.latents(step) for step in range(10)] == [1, 1, 1, 1, 1, 1, 12, 1, 12, 1]
     logged = stage.update(6, step_generator(0, 6))
     assert torch.isfinite(torch.tensor(list(logged.values()))).all()
+
+
+def test_a_decoder_that_is_trained_on_leaves_latents_as_they_are(workshop, trained, rng):
+    before, after = workshop.vae("vae"), workshop.vae("decoder")
+    frames = torch.rand(1, 5, 3, MINIATURE.picture.height, MINIATURE.picture.width, generator=rng)
+    with torch.no_grad():
+        latents = before.encode(frames)
+        assert torch.equal(after.encode(frames), latents)
+        assert not torch.equal(after.decode_clip(latents), before.decode_clip(latents))
 
 
 def test_all_that_ships_is_trained_in_order_and_what_is_done_is_left_alone(workshop, trained):
