@@ -17,8 +17,8 @@ from .vae import EDGE_WEIGHT, LATENTS, LONG_EVERY, LONG_LATENTS, SQUARE_WEIGHT, 
 CONFIG = LoopConfig(steps=2400, lr=1e-3, batch=14, matrix_lr=0.01, warmup=50)
 #: Pairs of frames of a step that are judged.
 JUDGED = 12
-#: 0.003 and 0.5 did as well: 600 steps of either took faces from 0.16 to 0.5 of the reference's sharpness and cost
-#: no PSNR.
+#: 0.003 and 0.5 did as well: 600 steps of either took faces from 0.16 to 0.5 of the reference's sharpness and
+#: cost no PSNR.
 ADVERSARIAL_WEIGHT, FEATURE_WEIGHT = 0.01, 0.2
 
 
