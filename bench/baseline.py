@@ -2,32 +2,71 @@
 
 Ours commits reference and sink once a session and motion once a chunk, and denoises against their keys and
 values. The baselines hold the same weights and compute the same chunk, but every step embeds and runs the
-conditioning latents again before it runs the chunk's own tokens: once as plain PyTorch, once with its blocks
-compiled. Their language model keeps its prefix as ours does; ``eager-prefix`` is the plain one again with the
-prefix prefilled anew at every step as well, so that nothing at all is reused.
+conditioning latents again before it runs the chunk's own tokens. All but one keep the prefix of their
+language model, as ours does:
+
+    eager            plain PyTorch, one launch an operation
+    eager-prefix     the same, and the prefix prefilled anew at every step: nothing at all is reused
+    compiled         blocks through ``torch.compile``, matrix products tuned, launched from Python
+    compiled-graphs  the same blocks, each whole step captured in a CUDA graph, as ours is
+
+The last is the strongest: between it and ours lie the work saved and the kernels. PyTorch's own way to graphs
+(``mode="reduce-overhead"``) is none here: it skips functions that write into memory which they are given, as
+a block writes its keys and values.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
 
 from bench.gate import Ratio
 from streamchar.capture import GraphPool
+from streamchar.config import Preset
 from streamchar.engine import StreamCharEngine
+from streamchar.kernels import Backend
 from streamchar.lane import ChunkBuffers, Lane
 from streamchar.memory import KVMemory, Role
 from streamchar.model import JointDiT
 from streamchar.numerics import relative_error
+from streamchar.orchestrator import Orchestrator
 from streamchar.sampler import Denoiser
 
 #: Repeats are separate in time, so that their spread is that of a later run as far as one run can tell.
 REPEATS, ROUNDS = 3, 3
-#: Baselines by kind of device. On two busy CPU cores, compiling the tiny preset and its first
-#: chunk took 57 s, and the second chunk had not ended 30 s later: only a GPU compiles.
-BASELINES = {"cpu": ("eager", "eager-prefix"), "cuda": ("eager", "eager-prefix", "compiled")}
+#: Baselines by kind of device, in groups that a run against a deadline measures one after the other: the
+#: compiler takes minutes. On two busy CPU cores, compiling the tiny preset and its first chunk took 57 s, and
+#: the second chunk had not ended 30 s later: only a GPU compiles.
+BASELINES = {
+    "cpu": (("eager", "eager-prefix"),),
+    "cuda": (("eager", "eager-prefix"), ("compiled", "compiled-graphs")),
+}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What denoises a chunk, apart from the engine that its weights are of."""
+
+    dit: JointDiT
+    orchestrator: Orchestrator
+
+    @property
+    def preset(self) -> Preset:
+        """Every size."""
+        return self.dit.preset
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.dit.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.dit.table.dtype
 
 
 @dataclass(frozen=True)
@@ -39,7 +78,7 @@ class Conditioning:
     motion: torch.Tensor
 
     @classmethod
-    def random(cls, engine: StreamCharEngine, seed: int = 0) -> "Conditioning":
+    def random(cls, engine: StreamCharEngine | Networks, seed: int = 0) -> "Conditioning":
         """Draw latents for an engine's preset and device."""
         preset = engine.preset
         generator = torch.Generator().manual_seed(seed)
@@ -56,7 +95,7 @@ class Conditioning:
         return (("reference", self.reference), ("sink", self.sink), ("motion", self.motion))
 
 
-def steady_lane(engine: StreamCharEngine, latents: Conditioning, seed: int = 0) -> Lane:
+def steady_lane(engine: StreamCharEngine | Networks, latents: Conditioning, seed: int = 0) -> Lane:
     """Return a lane of one row, warmed up, with everything committed, full history and a full transcript."""
     preset = engine.preset
     generator = torch.Generator().manual_seed(seed)
@@ -105,43 +144,44 @@ class Recompute:
     """A baseline: the same weights, conditioning committed anew before every denoising step.
 
     Args of the constructor:
-        engine: whose weights are shared.
+        dit: the network, from :func:`plain_copy` or :func:`compiled_copy`.
         lane: made for this baseline by :func:`steady_lane`; its memory and buffers are used, its steps not.
         latents: what is recomputed.
-        compiled: whether the blocks go through ``torch.compile``.
+        pool: captures each step, so that the first call leaves garbage; None to launch them from Python.
         prefix: whether the language model's prefix is prefilled at every step too.
     """
 
     def __init__(
         self,
-        engine: StreamCharEngine,
+        dit: JointDiT,
         lane: Lane,
         latents: Conditioning,
         *,
-        compiled: bool = False,
+        pool: GraphPool | None = None,
         prefix: bool = False,
     ) -> None:
-        self.lane, self.latents, self.prefix = lane, latents, prefix
-        self.dit = plain_copy(engine.dit)
-        if compiled:
-            for block in self.dit.blocks:
-                block.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-        self._denoiser = Denoiser(self.dit)
+        self.dit, self.lane, self.latents, self.prefix = dit, lane, latents, prefix
+        self._denoiser = Denoiser(dit)
+        steps = [partial(self._run_step, index) for index in range(self._denoiser.steps)]
+        self._steps: list[Callable[[], None]] = [pool.step(step) for step in steps] if pool else [*steps]
 
     def __call__(self) -> None:
         """Denoise one chunk."""
+        self.lane.prefill()
+        self.lane.draw()
+        for step in self._steps:
+            step()
+
+    def _run_step(self, index: int) -> None:
         lane, b = self.lane, self.lane.buffers
-        lane.prefill()
-        lane.draw()
-        for index in range(self._denoiser.steps):
-            # The first step's prefix is there already.
-            if self.prefix and index > 0:
-                lane.orchestrator.prefill(
-                    lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
-                )
-            for role, latent in self.latents.items():
-                self.dit.commit(role, latent, self._denoiser.modulation, lane.memory)
-            self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, lane.memory)
+        # The first step's prefix is there already.
+        if self.prefix and index > 0:
+            lane.orchestrator.prefill(
+                lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
+            )
+        for role, latent in self.latents.items():
+            self.dit.commit(role, latent, self._denoiser.modulation, lane.memory)
+        self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, lane.memory)
 
     def _conditions(self, x_audio: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         c_a, position = self.lane.orchestrator.step(self.lane.state, x_audio, sigma)
@@ -149,12 +189,27 @@ class Recompute:
         return c_a
 
 
-def plain_copy(dit: JointDiT) -> JointDiT:
-    """Return the same network on the PyTorch path, sharing the weights."""
+def shared_copy(dit: JointDiT, preset: Preset, backend: Backend) -> JointDiT:
+    """Return the same network, sharing its weights, for a preset with the same, or on another path."""
     with torch.device("meta"):
-        copy = JointDiT(dit.preset, backend="torch")
+        copy = JointDiT(preset, backend)
     copy.load_state_dict(dit.state_dict(), assign=True)
     return copy.eval().requires_grad_(False)
+
+
+def plain_copy(dit: JointDiT) -> JointDiT:
+    """Return the same network on the PyTorch path, sharing the weights."""
+    return shared_copy(dit, dit.preset, "torch")
+
+
+def compiled_copy(dit: JointDiT) -> JointDiT:
+    """Return :func:`plain_copy` with its blocks compiled at their first call, each one graph or an error."""
+    copy = plain_copy(dit)
+    for block in copy.blocks:
+        # A program is made for every role and kept for all blocks, 5 in all of the 8 that PyTorch keeps;
+        # with fullgraph a ninth would be an error, not a block that runs uncompiled.
+        block.compile(mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+    return copy
 
 
 @dataclass(frozen=True)
@@ -173,25 +228,43 @@ class Comparison:
     errors: dict[str, float]
     failures: dict[str, str]
 
+    def joined(self, other: "Comparison") -> "Comparison":
+        """Return both as one; each baseline keeps the lead over ours as it was measured beside it."""
+        names = [*self.seconds, *(name for name in other.seconds if name not in self.seconds)]
+        return Comparison(
+            {name: self.seconds.get(name, []) + other.seconds.get(name, []) for name in names},
+            self.ratios | other.ratios,
+            self.errors | other.errors,
+            self.failures | other.failures,
+        )
+
 
 @torch.inference_mode()
-def compare_with_baselines(engine: StreamCharEngine) -> Comparison:
-    """Measure the lead over every baseline of the engine's device."""
+def compare_with_baselines(engine: StreamCharEngine, names: Sequence[str]) -> Comparison:
+    """Measure the lead over baselines.
+
+    Args:
+        engine: whose network is run.
+        names: of :data:`BASELINES`.
+    """
     latents = Conditioning.random(engine)
     ours = Ours(steady_lane(engine, latents), latents)
     contenders: dict[str, Ours | Recompute] = {"ours": ours}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}
     ours()
-    for name in BASELINES[engine.device.type]:
+    plain, compiled = plain_copy(engine.dit), compiled_copy(engine.dit)
+    for name in names:
         baseline = Recompute(
-            engine,
+            compiled if name.startswith("compiled") else plain,
             steady_lane(engine, latents),
             latents,
-            compiled=name == "compiled",
+            pool=GraphPool(engine.device) if name == "compiled-graphs" else None,
             prefix=name == "eager-prefix",
         )
         try:
+            # The first call captures what there is to capture.
+            baseline()
             baseline()
         except Exception as error:  # what cannot run is reported in its place, and fails the gate there
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"

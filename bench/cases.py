@@ -19,6 +19,9 @@ from streamchar.roofline import Unit
 
 Call = Callable[[], Any]
 
+#: Latent frames of a chunk in the paper, T.
+PAPER_LATENT_FRAMES = 9
+
 
 @dataclass(frozen=True)
 class Case:
@@ -106,11 +109,11 @@ def attention_cases(setting: Setting) -> Iterator[Case]:
     """Yield the chunk's attention, the first chunk's, the paper's chunk, and square anchors."""
     preset, dit = setting.preset, setting.preset.dit
     chunk, cached = preset.noisy_tokens, preset.cached_tokens
-    nine = preset.with_latent_frames(9)
+    nine = preset.with_latent_frames(PAPER_LATENT_FRAMES)
     lengths = {
         "chunk": (chunk, cached + chunk, dit.heads, dit.head_dim),
         "first chunk": (chunk, preset.reference_tokens + chunk, dit.heads, dit.head_dim),
-        "chunk of T = 9": (
+        f"chunk of T = {PAPER_LATENT_FRAMES}": (
             nine.noisy_tokens,
             nine.cached_tokens + nine.noisy_tokens,
             dit.heads,

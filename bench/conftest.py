@@ -5,7 +5,6 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,18 @@ import torch
 from rich.console import Console
 
 from bench import gate, plot
-from bench.baseline import Comparison, compare_with_baselines
+from bench.baseline import BASELINES, Comparison, compare_with_baselines
 from bench.cases import Setting
-from bench.gate import Measurements, Verdict
-from bench.h100 import environment
-from bench.viewer import watch_session
+from bench.environment import environment, record_name
+from bench.gate import Verdict
+from bench.plot import Results
+from bench.report import as_table
+from bench.viewer import CHUNKS, WARM_UP_CHUNKS, watch_session
 from streamchar.config import Preset, preset
 from streamchar.engine import StreamCharEngine
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE.parent / "profiles" / "bench"
-CHUNKS, WARM_UP_CHUNKS = 60, 2
-
-
-@dataclass
-class Results:
-    """What the tests of one run leave for its report."""
-
-    session: Measurements | None = None
-    comparison: Comparison | None = None
-    verdicts: list[Verdict] = field(default_factory=list)
-    benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)
-
 
 RESULTS = pytest.StashKey[Results]()
 
@@ -71,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--gate-record",
         action="store_true",
-        help="Write the speed-up of this run to profiles/bench, for later runs to be judged by.",
+        help="Write the speed-up of this run to profiles/bench: later runs on this machine are judged by it.",
     )
 
 
@@ -132,6 +121,11 @@ def bench_preset() -> Preset:
     return preset("5b" if torch.cuda.is_available() else "tiny")
 
 
+def record_file() -> Path:
+    """Return where the leads of this machine are recorded, if they are."""
+    return gate.record_path(RECORDS, record_name(bench_device()), bench_preset().name)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one benchmark of every case of every kernel family."""
     if "case" in metafunc.fixturenames:
@@ -172,20 +166,17 @@ def session_verdicts(
 @pytest.fixture(scope="session")
 def comparison(engine: StreamCharEngine, results: Results) -> Comparison:
     """Measure the baselines beside ours."""
-    results.comparison = compare_with_baselines(engine)
+    results.comparison = compare_with_baselines(engine, sum(BASELINES[engine.device.type], ()))
     return results.comparison
 
 
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest, comparison: Comparison) -> dict[str, gate.Ratio]:
-    """Return the recorded leads for this device, written first if ``--gate-record`` asks for it."""
-    device = bench_device()
-    about = environment(device)
-    name = "cpu" if device.type == "cpu" else about["device"]
-    file = gate.record_path(RECORDS, name, bench_preset().name)
+    """Return the leads on record for this machine; none where ``--gate-record`` has this run write them."""
     if request.config.getoption("gate_record"):
-        gate.write_record(file, comparison.ratios, about)
-    return gate.read_record(file)
+        gate.write_record(record_file(), comparison.ratios, environment(bench_device()))
+        return {}
+    return gate.read_record(record_file())
 
 
 @pytest.fixture(autouse=True)
@@ -215,14 +206,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     about = environment(bench_device())
     factor = config.getoption("budget_factor")
     report = plot.as_dict(results, about, bench_preset().name, bench_device().type, factor)
-    tables = list(plot.tables(report))
     folder: Path = config.getoption("gate_report")
-    written = plot.write(folder, report, tables)
+    written = plot.write(folder, report)
     screen = io.StringIO()
     width = max(terminalreporter._tw.fullwidth, 100)
     console = Console(file=screen, width=width, force_terminal=terminalreporter._tw.hasmarkup)
-    for table in tables:
-        console.print(table)
+    for section in plot.sections(report):
+        console.print(as_table(section))
     terminalreporter.section("playback-budget gate")
     terminalreporter.write(screen.getvalue())
     for file in written:

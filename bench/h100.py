@@ -1,20 +1,24 @@
-"""Prove and time every kernel on a GPU, against its peers, in one command made to fit in nine minutes.
+"""Prove the kernels and measure what a chunk is to reach, on a GPU, in one command of under nine minutes.
 
-``python -m bench.h100 --out DIR`` checks every family against float64, measures the device's own ceilings,
-times each operation beside its peers, and writes ``report.json`` (every sample, device, versions, date) and
-``report.md`` (the table on the screen) into DIR after every case: a run cut short keeps what it has.
-``--tune`` adds the tiles that each matrix kernel could take. Without a GPU the same code runs the ``tiny``
-preset on the PyTorch path: that tests the harness, and says nothing about a GPU.
+``python -m bench.h100 --out DIR`` goes through its stages in order of importance:
+
+    numerics    every kernel family against float64: no time of a wrong kernel means anything
+    chunk       the session of 60 chunks that the gate judges, the four denoising steps beside those of the
+                paper's chunk, the lead over peers that recompute their conditioning
+    kernels     the device's own ceilings, then each operation beside its peers
+
+and keeps what it has after every one of them in DIR: ``report.json`` (every sample, device, versions, date),
+``report.md`` (the tables on the screen), ``latency.png`` and ``choices.json``. The deadline holds in the
+middle of a stage too; what no longer fits is left out by name. ``--tune`` adds the tiles that each matrix
+kernel could take. Without a GPU the same code runs the ``tiny`` preset on the PyTorch path: that tests the
+harness, and says nothing about a GPU.
 """
 
+import gc
 import json
-import os
-import platform
-import subprocess
 import sys
-import time
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +27,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import report
+from bench import plot, report
 from bench.cases import Case, Setting, all_cases
+from bench.chunk import measure_chunk
+from bench.environment import environment
 from bench.numerics import all_checks
+from bench.run import Run
 from bench.timing import compare, input_sets
 from bench.tuning import all_tunings
 from streamchar.config import preset
+from streamchar.engine import StreamCharEngine
 from streamchar.kernels._compat import FP8
 from streamchar.kernels.configs import record_choice
 from streamchar.numerics import relative_error
@@ -36,20 +44,18 @@ from streamchar.numerics import relative_error
 SCHEMA = 1
 #: Contenders of one case are the same function up to the rounding of the narrowest dtype they use.
 AGREEMENT = {"bf16": 0.02, "fp32": 0.02, "fp8": 0.2}
-PACKAGES = ("torch", "triton", "fa3-fwd", "flash-attn", "numpy", "streamchar")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for report.json, report.md and choices.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.json, report.md, latency.png, choices.json.")],
     device: Annotated[str, typer.Option(help="cuda, cuda:1, or cpu to test the harness.")] = "",
     preset_name: Annotated[str, typer.Option("--preset", help="5b, or tiny.")] = "",
-    only: Annotated[str, typer.Option(help="Run the cases whose name contains this.")] = "",
-    compiled: Annotated[bool, typer.Option(help="Build the torch.compile peers (GPU only).")] = True,
+    only: Annotated[str, typer.Option(help="Run the stages and cases whose name contains this.")] = "",
+    compiled: Annotated[bool, typer.Option(help="Build the kernels' torch.compile peers (GPU only).")] = True,
     tune: Annotated[bool, typer.Option(help="Also time the candidate tiles of the matrix kernels.")] = False,
-    seconds: Annotated[float, typer.Option(help="Start no new case after this long.")] = 480.0,
+    seconds: Annotated[float, typer.Option(help="Stop after this long, whatever runs.")] = 500.0,
 ) -> None:
-    """Check, time and report; exit 1 if a kernel is wrong or does not run, 0 otherwise."""
-    started = time.monotonic()
+    """Check, measure and report; exit 1 if a kernel is wrong or a stage does not run, 0 otherwise."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
     setting = Setting(
@@ -61,6 +67,46 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     # A log has no width of its own; the widest table needs this much.
     console = Console(width=None if sys.stdout.isatty() else 150)
+    with _progress(console) as progress:
+        bar = progress.add_task("", total=None)
+        results = measure(
+            setting,
+            out,
+            only=only,
+            tune=tune,
+            seconds=seconds,
+            say=lambda text: progress.update(bar, description=text),
+        )
+    for section in _sections(results):
+        console.print(report.as_table(section))
+    console.print(f"{results['seconds']:.0f} s; raw samples in {out / 'report.json'}")
+    if results["failed"] or not all(check["passed"] for check in results["numerics"]):
+        sys.exit(1)
+
+
+def measure(
+    setting: Setting,
+    out: Path,
+    *,
+    seconds: float,
+    only: str = "",
+    tune: bool = False,
+    say: Callable[[str], None] = print,
+    build: Callable[[], StreamCharEngine] | None = None,
+) -> dict[str, Any]:
+    """Go through the stages and return what report.json then holds.
+
+    Args:
+        setting: where and at what size.
+        out: an existing folder.
+        seconds: until the deadline.
+        only: a part of the names of the stages and cases to run; numerics always run.
+        tune: whether the tiles of the matrix kernels are timed too.
+        say: told of every stage before it begins.
+        build: makes the engine; by default the setting's preset with random weights.
+    """
+    where, kind = setting.device, setting.device.type
+    found = plot.Results()
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "environment": environment(where),
@@ -69,44 +115,48 @@ def main(
         "numerics": [],
         "cases": [],
         "tuning": [],
-        "skipped": [],
-        "failed": [],
     }
 
-    with torch.inference_mode(), _progress(console) as progress:
-        bar = progress.add_task("ceilings", total=None)
+    def keep() -> None:
+        results.update(failed=run.failed, left_out=run.left_out, seconds=run.elapsed)
+        results["chunk"] = plot.as_dict(found, results["environment"], setting.preset.name, kind, 1.0)
+        (out / "report.json").write_text(json.dumps(results, indent=1) + "\n")
+        (out / "report.md").write_text(report.markdown(results, _sections(results)))
 
-        def step(text: str) -> bool:
-            """Say what comes next, keep what there is, and tell whether time is left for it."""
-            progress.update(bar, description=text)
-            _save(out, results)
-            if time.monotonic() - started < seconds:
-                return True
-            results["skipped"].append(text)
-            return False
-
-        for check in all_checks(setting):
-            step(f"checked {check.name}")
-            results["numerics"].append(check.as_dict())
-        if on_gpu:
-            results["ceilings"] = ceilings(where)
+    run = Run(seconds, keep, say)
+    with torch.inference_mode():
+        run.stage("numerics", lambda: results["numerics"].extend(_checks(setting, say)))
+    name = setting.preset.name
+    make = build or partial(StreamCharEngine.from_preset, name, random_weights=True, device=where)
+    measure_chunk(run, make, kind, found, only)
+    # The kernels' inputs need the memory that the engine had.
+    gc.collect()
+    with torch.inference_mode():
+        if kind == "cuda":
+            run.stage("ceilings", lambda: results["ceilings"].update(ceilings(where)))
         for case in all_cases(setting):
-            if only in case.name and step(case.name):
-                try:
-                    results["cases"].append(time_case(case, setting, out))
-                except Exception as error:  # one kernel that does not run must not cost the others their turn
-                    results["failed"].append(f"{case.name}: {type(error).__name__}: {error}"[:300])
-        if tune and on_gpu:
+            if only in case.name:
+                timed = run.stage(case.name, partial(time_case, case, setting, out))
+                results["cases"] += [timed] if timed else []
+        if tune and kind == "cuda":
             for name, tuning in all_tunings(setting):
-                if only in name and step(f"tune {name}"):
-                    results["tuning"].append({"name": name, "candidates": tuning()})
-        results["seconds"] = time.monotonic() - started
-    _save(out, results)
-    for table in report.tables(results):
-        console.print(table)
-    console.print(f"{results['seconds']:.0f} s; raw samples in {out / 'report.json'}")
-    if results["failed"] or not all(check["passed"] for check in results["numerics"]):
-        sys.exit(1)
+                if only in name:
+                    candidates = run.stage(f"tune {name}", tuning)
+                    results["tuning"] += [{"name": name, "candidates": candidates}] if candidates else []
+    keep()
+    if found.session is not None:
+        plot.draw(out / "latency.png", results["chunk"]["session"], 1.0, setting.preset.name)
+    return results
+
+
+def _checks(setting: Setting, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    for check in all_checks(setting):
+        say(f"checked {check.name}")
+        yield check.as_dict()
+
+
+def _sections(results: dict[str, Any]) -> list[report.Section]:
+    return [*plot.sections(results["chunk"]), *report.sections(results)]
 
 
 def time_case(case: Case, setting: Setting, out: Path) -> dict[str, Any]:
@@ -166,6 +216,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
         ``"fp32"``: bytes a second of a large copy, read and written, which bounds the fused passes;
         ``"bf16"`` and ``"fp8"``: FLOP a second of a product of 8192 cubed.
     """
+    torch.cuda.empty_cache()
     source = torch.randn(2**29, device=device).to(torch.bfloat16)
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device=device).to(torch.bfloat16) for _ in "ab")
@@ -180,49 +231,6 @@ def ceilings(device: torch.device) -> dict[str, float]:
         "bf16": 2 * 8192**3 / product.median_us * 1e6,
         "fp8": 2 * 8192**3 / product8.median_us * 1e6,
     }
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Describe the device, its state, the versions and the date."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": versions,
-        "device": platform.processor() or platform.machine(),
-        "threads": os.cpu_count(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {
-            "device": properties.name,
-            "multiprocessors": properties.multi_processor_count,
-            "capability": list(torch.cuda.get_device_capability(device)),
-            "cuda": torch.version.cuda,
-            "state": _smi(),
-        }
-    return found
-
-
-def _smi() -> str | None:
-    query = "driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
-
-
-def _save(out: Path, results: dict[str, Any]) -> None:
-    (out / "report.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "report.md").write_text(report.markdown(results))
 
 
 def _progress(console: Console) -> Progress:

@@ -2,32 +2,43 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from bench.gate import SCHEMA, percentile, targets
-
-if TYPE_CHECKING:
-    from bench.conftest import Results
+from bench.baseline import Comparison
+from bench.gate import SCHEMA, Measurements, Verdict, percentile, targets
+from bench.lengths import ChunkLength
+from bench.report import Section, as_table
 
 #: What a chunk takes beyond the engine's stages.
 _OTHER = "other"
 _SHARES = ("p50", "p99", "max")
+#: StreamChar (arXiv 2605.25659).
+PAPER_CHUNK = "the paper's whole chunk of T = 9, 33 frames: 1.34 s"
+
+
+@dataclass
+class Results:
+    """What a run has measured so far."""
+
+    session: Measurements | None = None
+    comparison: Comparison | None = None
+    lengths: list[ChunkLength] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    benchmarks: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def as_dict(
-    results: "Results", environment: Mapping[str, Any], preset: str, kind: str, factor: float
+    results: Results, environment: Mapping[str, Any], preset: str, kind: str, factor: float
 ) -> dict[str, Any]:
     """Return a run as plain JSON values.
 
     Args:
-        results: what the tests left.
+        results: what was measured.
         environment: machine, versions, date.
         preset: name of the preset.
         kind: ``"cpu"`` or ``"cuda"``.
@@ -36,11 +47,10 @@ def as_dict(
     session, comparison = results.session, results.comparison
     figures: dict[str, float] = {}
     if session is not None:
-        figures["rtf"] = session.rtf
-        figures["first media s"] = max(session.first_frame_seconds, session.first_audio_seconds)
-        figures["chunk p99 s"] = percentile(session.latencies, 99)
+        figures["chunk p99, s"] = percentile(session.latencies, 99)
+        figures["missed chunks"] = max(session.missed, session.underruns)
         if "denoise" in session.stages:
-            figures["denoise s"] = median(session.stages["denoise"])
+            figures["four denoising steps, s"] = median(session.stages["denoise"])
     baselines: dict[str, Any] = {}
     if comparison is not None:
         figures |= {name: ratio.ratio for name, ratio in comparison.ratios.items()}
@@ -61,17 +71,18 @@ def as_dict(
         "preset": preset,
         "kind": kind,
         "budget_factor": factor,
-        "passed": all(verdict.passed for verdict in results.verdicts),
+        "passed": bool(results.verdicts) and all(verdict.passed for verdict in results.verdicts),
         "verdicts": [vars(verdict) for verdict in results.verdicts],
         "targets": [vars(verdict) for verdict in targets(kind, figures)],
         "session": session.as_dict() if session else None,
         "baselines": baselines,
+        "lengths": [asdict(length) for length in results.lengths],
         "benchmarks": results.benchmarks,
     }
 
 
-def tables(report: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of a report for a rich console."""
+def sections(report: Mapping[str, Any]) -> Iterator[Section]:
+    """Yield the tables of a report, each as its title, headings and rows."""
     about = report["environment"]
     title = f"{about['device']}, {about['threads']} threads, preset {report['preset']}, {about['date']}"
     rows = [
@@ -79,19 +90,24 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         for each in report["verdicts"]
     ]
     if rows:
-        yield _table(f"Gate: {title}", ["figure", "measured", "must be", ""], rows)
+        yield f"Gate: {title}", ["figure", "measured", "must be", ""], rows
     if report["session"]:
-        yield _session_table(report["session"])
+        yield _session_section(report["session"])
     if report["baselines"]:
         rows = [_baseline_row(name, each) for name, each in report["baselines"].items()]
         headings = ["one chunk denoised by", "median ms", "our lead", "noise"]
-        yield _table("Speed-up over recomputing the conditioning", headings, rows)
+        yield "Speed-up over recomputing the conditioning", headings, rows
+    if report["lengths"]:
+        rows = [_length_row(each) for each in report["lengths"]]
+        headings = ["chunk", "denoising steps, median ms", "of its playback"]
+        # The paper's figure is from hardware of its own: a mark, and no row to be compared with.
+        yield f"Chunk lengths ({PAPER_CHUNK})", headings, rows
     if report["targets"]:
         rows = [
             [each["figure"], each["measured"], each["limit"], "met" if each["passed"] else "MISSED"]
             for each in report["targets"]
         ]
-        yield _table("Targets, not judged", ["figure", "measured", "aim", ""], rows)
+        yield "Targets, not judged", ["figure", "measured", "aim", ""], rows
     rows = [
         [
             name,
@@ -102,18 +118,18 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         for name, each in report["benchmarks"].items()
     ]
     if rows:
-        yield _table("Parts", ["benchmark", "group", "median ms", "min", "max", "rounds"], rows)
+        yield "Parts", ["benchmark", "group", "median ms", "min", "max", "rounds"], rows
 
 
-def write(folder: Path, report: Mapping[str, Any], made: list[Table]) -> list[Path]:
+def write(folder: Path, report: Mapping[str, Any]) -> list[Path]:
     """Write JSON, tables and, where matplotlib is installed, the plot; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "report.json", folder / "report.txt"]
     written[0].write_text(json.dumps(report, indent=1) + "\n")
     with written[1].open("w") as file:
         console = Console(file=file, width=160)
-        for table in made:
-            console.print(table)
+        for section in sections(report):
+            console.print(as_table(section))
     if report["session"]:
         picture = folder / "latency.png"
         if draw(picture, report["session"], report["budget_factor"], report["preset"]):
@@ -158,16 +174,7 @@ def draw(file: Path, session: Mapping[str, Any], factor: float, preset: str) -> 
     return True
 
 
-def _table(title: str, headings: list[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
-
-
-def _session_table(session: Mapping[str, Any]) -> Table:
+def _session_section(session: Mapping[str, Any]) -> Section:
     count = len(session["latencies"])
     rows = [
         [
@@ -183,7 +190,7 @@ def _session_table(session: Mapping[str, Any]) -> Table:
         ["audio-video skew", f"{session['skew_samples']} samples"],
     ]
     rows += [[f"{name}, median", f"{median(times):.3f} s"] for name, times in session["stages"].items()]
-    return _table(f"Session of {count} chunks", ["figure", "value"], rows)
+    return f"Session of {count} chunks", ["figure", "value"], rows
 
 
 def _baseline_row(name: str, each: Mapping[str, Any]) -> list[str]:
@@ -192,3 +199,9 @@ def _baseline_row(name: str, each: Mapping[str, Any]) -> list[str]:
     lead = "" if name == "ours" else f"{each['ratio']:.2f}"
     noise = "" if name == "ours" else f"{each['noise']:.2f}"
     return [name, f"{each['median_seconds'] * 1e3:.1f}", lead, noise]
+
+
+def _length_row(each: Mapping[str, Any]) -> list[str]:
+    seconds, media = median(each["seconds"]), each["media_seconds"]
+    label = f"T = {each['latent_frames']}, {media:.3f} s of media"
+    return [label, f"{seconds * 1e3:.1f}", f"{seconds / media:.1%}"]

@@ -1,12 +1,15 @@
-"""Turn the raw results of a run into tables, for the screen and for a page."""
+"""Turn the raw results of ``python -m bench.h100`` into tables, for the screen and for a page."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 Rows = list[list[str]]
+#: Title, headings and rows of one table.
+Section = tuple[str, list[str], Rows]
 
 _CASE_HEADINGS = [
     "operation",
@@ -20,23 +23,28 @@ _CASE_HEADINGS = [
 ]
 
 
-def tables(results: dict[str, Any]) -> Iterator[Table]:
-    """Yield the tables of a run for a rich console."""
-    for title, headings, rows in _sections(results):
-        table = Table(title=title, box=box.SIMPLE, title_justify="left")
-        for heading in headings:
-            table.add_column(heading)
-        for row in rows:
-            table.add_row(*row)
-        yield table
+def as_table(section: Section) -> Table:
+    """Return a section as a table for a rich console."""
+    title, headings, rows = section
+    table = Table(title=escape(title), box=box.SIMPLE, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Return the same tables as a Markdown page."""
+def markdown(results: dict[str, Any], made: Iterable[Section]) -> str:
+    """Return the tables of a run as a Markdown page.
+
+    Args:
+        results: what report.json holds.
+        made: its tables, in their order.
+    """
     about = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items() if version)
     parts = [f"# {about['device']}, preset {results['preset']}", "", f"{about['date']}; {versions}", ""]
-    for title, headings, rows in _sections(results):
+    for title, headings, rows in made:
         parts += [f"## {title}", "", _line(headings), _line(["---"] * len(headings))]
         parts += [_line(row) for row in rows] + [""]
     return "\n".join(parts)
@@ -46,7 +54,8 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _sections(results: dict[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
+def sections(results: dict[str, Any]) -> Iterator[Section]:
+    """Yield the tables of the kernels, and of what did not run or was left out."""
     checks = results["numerics"]
     wrong = sum(not check["passed"] for check in checks)
     rows = [
@@ -80,8 +89,12 @@ def _sections(results: dict[str, Any]) -> Iterator[tuple[str, list[str], Rows]]:
         yield f"Tiles of {tuning['name']}", ["tile", "median µs"], rows
     if results["failed"]:
         yield "DID NOT RUN", ["operation and reason"], [[reason] for reason in results["failed"]]
-    if results["skipped"]:
-        yield "Skipped for lack of time", ["operation"], [[name] for name in results["skipped"]]
+    if results["left_out"]:
+        yield (
+            "LEFT OUT, by the deadline or for want of an engine",
+            ["stage"],
+            [[name] for name in results["left_out"]],
+        )
 
 
 def _case_rows(case: dict[str, Any], ceilings: dict[str, float]) -> Iterator[list[str]]:

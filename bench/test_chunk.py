@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from bench.lengths import compare_chunk_lengths
+from bench.plot import Results
 from bench.viewer import endless_text
 from streamchar.engine import StreamCharEngine
 
@@ -25,3 +27,8 @@ def test_chunk(engine: StreamCharEngine, benchmark: Any) -> None:
     for stage in made[0]:
         benchmark.extra_info[f"{stage} s"] = sum(each[stage] for each in made) / len(made)
     benchmark.extra_info["budget s"] = engine.preset.seconds
+
+
+def test_chunk_lengths(engine: StreamCharEngine, results: Results) -> None:
+    """Time the denoising steps of this chunk and of the paper's, for the report."""
+    results.lengths = compare_chunk_lengths(engine)

@@ -4,7 +4,8 @@ import pytest
 
 from bench import gate
 from bench.baseline import BASELINES, Comparison
-from bench.conftest import Results, bench_device
+from bench.conftest import bench_device
+from bench.plot import Results
 
 REMEDY = "record it with: pytest bench/ --benchmark --gate-record"
 
@@ -15,7 +16,7 @@ def test_session(figure: str, session_verdicts: dict[str, gate.Verdict]) -> None
     _require(session_verdicts[figure])
 
 
-@pytest.mark.parametrize("name", BASELINES[bench_device().type])
+@pytest.mark.parametrize("name", sum(BASELINES[bench_device().type], ()))
 def test_speed_up(name: str, comparison: Comparison, record: dict[str, gate.Ratio], results: Results) -> None:
     """The lead over a baseline in this run is the recorded one, and both computed the same chunk."""
     if name in comparison.failures:

@@ -19,6 +19,8 @@ from bench.gate import Measurements, skew_samples
 from streamchar.engine import StreamCharEngine
 from streamchar.pacing import Pacer, watch
 
+#: Of the session that is judged, and of the one before it that warms up.
+CHUNKS, WARM_UP_CHUNKS = 60, 2
 _SENTENCE = "The river keeps moving under the old bridge while the town wakes up and the lamps go out. "
 _STATM = Path("/proc/self/statm")
 
@@ -60,32 +62,28 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
     latencies, arrivals, stamps, replays = [], [], [], []
     resident, allocated, segments = [], [], []
     stages: dict[str, list[float]] = {}
-    first_frame = first_audio = math.nan
 
     warm = engine.stats()
     clock = ViewerClock()
     pacer = Pacer(preset.seconds, clock, clock.sleep)
     with engine.open(reference, seed=seed) as session:
         speech = session.speak(endless_text(), max_seconds=2 * chunks * preset.seconds)
-        for index in range(chunks):
+        for _ in range(chunks):
             pacer.wait()
             asked, before = clock(), engine.stats().replays
             chunk = next(speech)
-            # On the host is where a viewer can have it; on a CPU it already is.
-            frames = chunk.video.cpu()
-            seen = clock()
-            samples = chunk.audio.cpu()
             arrived = clock()
-            if index == 0:
-                first_frame, first_audio = seen, arrived
             pacer.delivered(preset.seconds)
             arrivals.append(arrived)
             latencies.append(arrived - asked)
             replays.append(engine.stats().replays - before)
-            stamps.append((chunk.start_sample, len(frames), len(samples)))
+            # A viewer has what lies on the host, for as long as that itself lasts.
+            media, frame = chunk.host, preset.clock.samples_per_frame
+            pictures = len(media.video) * frame, len(media.video_yuv) * frame
+            stamps.append((chunk.start_sample, *pictures, len(media.audio)))
             for stage, seconds in chunk.latency.items():
                 stages.setdefault(stage, []).append(seconds)
-            del chunk, frames, samples
+            del chunk, media
             if (bytes_now := resident_bytes()) is not None:
                 resident.append(bytes_now)
             if on_gpu:
@@ -98,12 +96,13 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
         budget_seconds=preset.seconds,
         latencies=latencies,
         stages=stages,
-        first_frame_seconds=first_frame,
-        first_audio_seconds=first_audio,
+        # Picture and sound of a chunk are handed over together.
+        first_frame_seconds=arrivals[0],
+        first_audio_seconds=arrivals[0],
         deadlines_met=viewing.deadlines_met,
         underruns=viewing.underruns,
         worst_stall_seconds=viewing.worst_stall_seconds,
-        skew_samples=skew_samples(stamps, preset.clock.samples_per_frame),
+        skew_samples=skew_samples(stamps),
         # History fills up last; sink and motion are there from the second chunk on.
         window_chunks=max(1, math.ceil(preset.history_tokens / preset.audio_tokens)),
         captures=(warm.captures, engine.stats().captures),

@@ -62,7 +62,7 @@ def speak(
     out: Annotated[Path, typer.Option("--out", "-o", help="MP4 file to write.")] = Path("out.mp4"),
     preset: Annotated[str, typer.Option(help="tiny or 5b.")] = "tiny",
     reference: Annotated[Path | None, typer.Option(help="Image of the character.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same media.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same media.")] = 0,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this much media.")] = None,
 ) -> None:
     """Speak a text into an MP4 file. Exit 1 when it cannot, 130 on Ctrl-C; the file so far plays."""

@@ -12,7 +12,7 @@ from .codecs.config import WAN22_LATENTS_MEAN, WAN22_LATENTS_STD, VaeConfig, Voc
 from .config_checks import ConfigError, require, require_positive
 
 #: What turns text into tokens.
-TOKENIZERS = ("bytes", "phonemes")
+TOKENIZERS = ("bytes", "phonemes", "given")
 
 __all__ = [
     "PRESETS",
@@ -188,8 +188,8 @@ class OrchestratorConfig:
         transcript_tokens: transcript window, in text tokens, at most.
         rope_theta: base of the rotary frequencies.
         norm_eps: added to the mean square in RMSNorm.
-        tokenizer: ``"phonemes"`` for English phonemes, ``"bytes"`` for UTF-8, or for the tokenizer.json of a
-            pretrained language model where the engine is given one.
+        tokenizer: ``"phonemes"`` for English phonemes, ``"bytes"`` for UTF-8, ``"given"`` for one that the
+            engine's user brings, such as the tokenizer.json of a pretrained language model.
         duration_dim: width of the network that predicts how long each text token sounds. Text then lies on
             the time line of the audio, the token to be said next at the chunk's first frame; 0 leaves text at
             the positions of the language model, as pretrained ones expect.

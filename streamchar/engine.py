@@ -10,6 +10,7 @@ where all rows of the engine are due.
 
 import os
 import threading
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -21,7 +22,7 @@ from .checkpoint import CheckpointError, load_preset, load_pretrained, save_pret
 from .codecs.vae import Vae
 from .codecs.vocoder import Vocoder
 from .config import Preset, preset
-from .footprint import EngineMemoryError, available_bytes, require_room, session_bytes
+from .footprint import EngineMemoryError, available_bytes, require_room, require_weights, session_bytes
 from .model import JointDiT
 from .orchestrator import Orchestrator
 from .pacing import Pacer
@@ -30,6 +31,9 @@ from .session import Session, Turn
 from .stats import EngineStats, compilations, device_allocations
 from .streams import streams_for
 from .text import Tokenizer, default_tokenizer
+
+#: By how much a reference may leave [-1, 1], as resampling in bf16 does.
+_ROUNDING = 0.01
 
 
 class CapacityError(RuntimeError):
@@ -45,7 +49,7 @@ class StreamCharEngine:
         orchestrator: the language model.
         vae: the video codec.
         vocoder: the audio decoder.
-        tokenizer: turns text into the orchestrator's tokens.
+        tokenizer: turns text into the orchestrator's tokens; by default the one that the preset names.
         max_sessions: sessions that may be open together, at least 1.
         report: is told of every stage of warming up before it begins: name, number, how many.
     """
@@ -108,6 +112,7 @@ class StreamCharEngine:
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        tokenizer: Tokenizer | None = None,
         max_sessions: int = 1,
         report: Report | None = None,
     ) -> "StreamCharEngine":
@@ -119,12 +124,14 @@ class StreamCharEngine:
             seed: of random weights.
             device: CUDA where there is one, unless given.
             dtype: bf16 on CUDA and fp32 elsewhere, unless given.
+            tokenizer: see the class.
             max_sessions: see the class.
             report: see the class.
 
         Raises:
             ConfigError: there is no such preset.
             CheckpointError: no weights ship for it, and ``random_weights`` is False.
+            WeightsMemoryError: the device cannot hold them.
         """
         config = preset(name)
         if not random_weights:
@@ -133,16 +140,26 @@ class StreamCharEngine:
                 remedy = "give from_pretrained() a checkpoint, or random_weights=True to measure latency"
                 raise CheckpointError(name, "has no weights in this package", remedy)
             return cls.from_pretrained(
-                shipped, device=device, dtype=dtype, max_sessions=max_sessions, report=report
+                shipped,
+                device=device,
+                dtype=dtype,
+                tokenizer=tokenizer,
+                max_sessions=max_sessions,
+                report=report,
             )
         device, dtype = _defaults(device, dtype)
-        with torch.random.fork_rng():
+        # Drawn in fp32, the largest of them whole before it is rounded.
+        require_weights(available_bytes(device), 4 * _count_weights(config))
+        # Drawn where they are to stay: a CPU takes minutes over the billions that a GPU draws in moments.
+        with torch.random.fork_rng(), device:
             torch.manual_seed(seed)
-            dit = JointDiT(config).to(device, dtype)
-            orchestrator = Orchestrator.from_preset(config).to(device, dtype)
+            dit = JointDiT(config).to(dtype)
+            orchestrator = Orchestrator.from_preset(config).to(dtype)
             vae = Vae(config.vae, device, dtype)
-            vocoder = Vocoder.from_preset(config).to(device, dtype)
-        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions, report=report)
+            vocoder = Vocoder.from_preset(config).to(dtype)
+        return cls(
+            config, dit, orchestrator, vae, vocoder, tokenizer, max_sessions=max_sessions, report=report
+        )
 
     @classmethod
     def from_pretrained(
@@ -151,6 +168,7 @@ class StreamCharEngine:
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        tokenizer: Tokenizer | None = None,
         max_sessions: int = 1,
         report: Report | None = None,
     ) -> "StreamCharEngine":
@@ -160,14 +178,18 @@ class StreamCharEngine:
             directory: config.json and safetensors shards.
             device: CUDA where there is one, unless given.
             dtype: bf16 on CUDA and fp32 elsewhere, unless given.
+            tokenizer: see the class; needed where the engine that was saved had one of the caller's own.
             max_sessions: see the class.
             report: see the class.
 
         Raises:
             CheckpointError: naming the file, and the field or tensor that is missing, unexpected, mis-shaped,
-                truncated or not finite.
+                truncated or not finite; or the tokenizer is not in it and not given.
         """
         config = load_preset(directory)
+        if tokenizer is None and config.orchestrator.tokenizer == "given":
+            remedy = "give from_pretrained(tokenizer=) what the engine that was saved had"
+            raise CheckpointError(directory, "holds no tokenizer", remedy)
         device, dtype = _defaults(device, dtype)
         # Without storage: the weights lie in memory once, where they are to stay.
         with torch.device("meta"):
@@ -180,7 +202,9 @@ class StreamCharEngine:
             "vocoder": vocoder,
         }
         load_pretrained(directory, modules, dtype=dtype, device=device)
-        return cls(config, dit, orchestrator, vae, vocoder, max_sessions=max_sessions, report=report)
+        return cls(
+            config, dit, orchestrator, vae, vocoder, tokenizer, max_sessions=max_sessions, report=report
+        )
 
     def save_pretrained(
         self,
@@ -188,7 +212,7 @@ class StreamCharEngine:
         dtype: torch.dtype | None = None,
         max_shard_bytes: int = 4 * 2**30,
     ) -> None:
-        """Write config and weights for :meth:`from_pretrained`.
+        """Write config and weights for :meth:`from_pretrained`, but no tokenizer of the caller's own.
 
         Args:
             directory: must not exist or be empty.
@@ -201,7 +225,18 @@ class StreamCharEngine:
         modules = {
             name: getattr(self, name).state_dict() for name in ("dit", "orchestrator", "vae", "vocoder")
         }
-        save_pretrained(directory, self.preset, modules, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        save_pretrained(
+            directory, self._saved_preset(), modules, dtype=dtype, max_shard_bytes=max_shard_bytes
+        )
+
+    def _saved_preset(self) -> Preset:
+        """Return the preset, saying so where its name of a tokenizer is not that of the engine's."""
+        language_model = self.preset.orchestrator
+        if language_model.tokenizer != "given":
+            named = default_tokenizer(language_model.tokenizer)
+            if type(named) is type(self.tokenizer) and named.script == self.tokenizer.script:
+                return self.preset
+        return replace(self.preset, orchestrator=replace(language_model, tokenizer="given"))
 
     @torch.inference_mode()
     def open(self, reference: torch.Tensor, *, seed: int = 0, pacer: Pacer | None = None) -> Session:
@@ -216,14 +251,31 @@ class StreamCharEngine:
 
         Raises:
             CapacityError: the engine has no free row.
-            ValueError: the reference has another shape, or values that are not finite.
+            TypeError: the reference is no tensor of floating point, or the seed no integer.
+            ValueError: the reference has another shape, or values that are not finite or outside [-1, 1]; or
+                the seed does not fit 64 bits.
         """
         picture = self.preset.picture
         shape = (3, picture.height, picture.width)
+        if not isinstance(reference, torch.Tensor) or not reference.is_floating_point():
+            kind = reference.dtype if isinstance(reference, torch.Tensor) else type(reference).__name__
+            raise TypeError(
+                f"reference must be a floating-point tensor, got {kind}; load_reference() makes one of a file"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must be a signed 64-bit number, got {seed}")
         if tuple(reference.shape) != shape:
             raise ValueError(f"reference must have shape {list(shape)}, got {list(reference.shape)}")
         if not torch.isfinite(reference).all():
             raise ValueError("reference must be finite, got NaN or infinity; check the image")
+        if reference.abs().max() > 1 + _ROUNDING:
+            least, most = reference.min().item(), reference.max().item()
+            raise ValueError(
+                f"reference must lie in [-1, 1], got {least:.3g} to {most:.3g}; levels of 0 to 255 become "
+                "level / 127.5 - 1"
+            )
         with self._lock:
             if None not in self._sessions:
                 limit = f"at most {len(self._sessions)} (max_sessions)"
@@ -255,10 +307,18 @@ class StreamCharEngine:
         was interrupted.
         """
         with self._waiting_lock:
+            if turn.interrupted:
+                return
+            turn.asked = True
             self._waiting.append(turn)
-        with self._lock:
-            if not turn.done:
-                self._serve(turn)
+        try:
+            with self._lock:
+                if not turn.done:
+                    self._serve(turn)
+        except BaseException:
+            # Ctrl-C while it waited: nobody would take the chunk.
+            self.withdraw(turn)
+            raise
         # Others go on while this chunk is decoded and copied.
         if turn.delivery is not None:
             try:
@@ -267,10 +327,18 @@ class StreamCharEngine:
                 turn.lose(error)
                 turn.error = error
 
-    def wait(self) -> None:
-        """Return once no chunk is being denoised; called by :meth:`Session.interrupt`."""
-        with self._lock:
-            pass
+    def withdraw(self, turn: Turn) -> None:
+        """Take a request back; called by :class:`Session`, does not wait.
+
+        A pass that works for it lets go of it at its next denoising step and sets ``turn.released``; past the
+        last step it finishes the chunk.
+        """
+        with self._waiting_lock:
+            turn.interrupted = True
+            if not turn.asked or turn in self._waiting:
+                self._waiting = [each for each in self._waiting if each is not turn]
+                turn.done = True
+                turn.released.set()
 
     def release(self, session: Session) -> None:
         """Free the row of a session; called by :meth:`Session.close`."""
@@ -299,10 +367,23 @@ class StreamCharEngine:
                 turn.error = error
                 again = [each for each in turns if each.error is None]
                 with self._waiting_lock:
-                    self._waiting = again + self._waiting
-                turns = [each for each in turns if each.error is not None]
+                    wanted = [each for each in again if not each.interrupted]
+                    self._waiting = wanted + self._waiting
+                turns = [each for each in turns if each not in wanted]
         for each in turns:
             each.done = True
+            each.released.set()
+
+
+def _count_weights(config: Preset) -> int:
+    with torch.device("meta"):
+        modules = (
+            JointDiT(config),
+            Orchestrator.from_preset(config),
+            Vae(config.vae),
+            Vocoder.from_preset(config),
+        )
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def _defaults(

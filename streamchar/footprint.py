@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .memory import KVMemory
 from .orchestrator import Orchestrator
 
 _GIB = 2**30
+_MEMINFO = Path("/proc/meminfo")
 
 
 class EngineMemoryError(RuntimeError):
@@ -76,12 +78,45 @@ def session_bytes(
     }
 
 
+class WeightsMemoryError(RuntimeError):
+    """The device cannot hold the weights; none were made."""
+
+
+def require_weights(available: int | None, needed: int) -> None:
+    """Refuse weights that the device cannot hold.
+
+    Args:
+        available: bytes that are free; None where that is not known.
+        needed: bytes of the weights.
+
+    Raises:
+        WeightsMemoryError: naming both.
+    """
+    if available is not None and needed > available:
+        raise WeightsMemoryError(
+            f"weights must fit the device, got {needed / _GIB:.1f} GiB of them for {available / _GIB:.1f} "
+            "GiB that are free; take a smaller preset, or a device with more memory"
+        )
+
+
 def available_bytes(device: torch.device) -> int | None:
-    """Return what may still be allocated on a device; None where it is not known, as on a CPU."""
+    """Return what may still be allocated on a device; None where it is not known."""
+    if device.type == "cpu":
+        return _available_on_host()
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _available_on_host() -> int | None:
+    """Return what Linux says may be allocated without swapping."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kibibytes[0] if kibibytes else None
 
 
 def require_room(available: int | None, session: int, sessions: int, working: int = 0) -> None:

@@ -99,6 +99,22 @@ class _Output:
         self._file.close()
 
 
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that :class:`Mp4Writer` could not create; one that is there already is not touched.
+
+    Raises:
+        MediaError: it is a directory, or its directory is missing or may not be written, or PyAV is missing.
+    """
+    target = Path(path)
+    _pyav(path)
+    if target.is_dir():
+        raise MediaError(path, "is a directory", "name a file")
+    if not target.parent.is_dir():
+        raise MediaError(path, f"cannot be created: {target.parent} is no directory", "make it first")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise MediaError(path, "cannot be created: Permission denied", "choose another place")
+
+
 class Mp4Writer:
     """Write pictures and sound to an MP4 file as they come; use it in a ``with`` statement.
 

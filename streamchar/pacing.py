@@ -5,11 +5,11 @@ where they run out it stalls, and goes on with the chunk that comes. So all that
 at which the media delivered so far run out.
 """
 
-import asyncio
 import itertools
 import math
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 #: The shortest wait, in seconds; below it none is made, so that rounding and early timers are not spun on.
@@ -100,28 +100,26 @@ def watch(
 class Pacer:
     """Hold generation back to a given lead over playback.
 
-    Tell it of each chunk with :meth:`delivered`; call :meth:`wait` or :meth:`wait_async` before generating
-    the next: it returns when at most ``max_lead_seconds`` of media (and a millisecond) are left to play.
+    Tell it of each chunk with :meth:`delivered`; call :meth:`wait` before generating the next: it returns
+    when at most ``max_lead_seconds`` of media (and a millisecond) are left to play.
 
     Args:
         max_lead_seconds: media that may be left to play when generation goes on, 0 or more: one chunk's
             duration keeps generation one chunk ahead. Infinity never waits.
         clock: seconds that never run backwards.
         sleep: wait so many seconds; may come back early, and cuts the wait short by returning True, as
-            ``threading.Event.wait`` does when the event is set.
-        sleep_async: the same for :meth:`wait_async`.
+            ``threading.Event.wait`` does when the event is set. By default real time passes.
     """
 
     def __init__(
         self,
         max_lead_seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
-        sleep_async: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         _require(max_lead_seconds >= 0, "max_lead_seconds", "0 or more", max_lead_seconds)
         self.max_lead_seconds = max_lead_seconds
-        self._clock, self._sleep, self._sleep_async = clock, sleep, sleep_async
+        self._clock, self._sleep = clock, sleep
         self._runs_out: float | None = None
         self.underruns = 0
         self.worst_stall_seconds = 0.0
@@ -156,16 +154,11 @@ class Pacer:
         """Forget what is left to play, as after an interruption; the next chunk starts playback again."""
         self._runs_out = None
 
-    def wait(self) -> bool:
-        """Wait until generation may go on; return False if ``sleep`` cut the wait short."""
+    def wait(self, cancelled: threading.Event | None = None) -> bool:
+        """Wait until generation may go on; return False if ``sleep`` or ``cancelled`` cut the wait short."""
+        cancelled = cancelled or threading.Event()
+        sleep = self._sleep or cancelled.wait
         while (delay := self.delay) > 0:
-            if self._sleep(delay) is True:
-                return False
-        return True
-
-    async def wait_async(self) -> bool:
-        """Do what :meth:`wait` does without blocking the event loop."""
-        while (delay := self.delay) > 0:
-            if await self._sleep_async(delay) is True:
+            if cancelled.is_set() or sleep(delay) is True:
                 return False
         return True

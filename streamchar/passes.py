@@ -203,6 +203,10 @@ class Passes:
         Every turn that is not interrupted gets its delivery, or the error that its decoding raised.
         """
         started = time.perf_counter()
+        # A session that was closed has no row any more.
+        turns = _wanted(turns)
+        if not turns:
+            return
         run, rows = self._streams.run, [self.rows[turn.session.row] for turn in turns]
         self._commit_finished()
         self._prefill(turns)
@@ -216,12 +220,13 @@ class Passes:
 
         steps = [run("main", draw, *(row.decoded for row in touched))]
         for step in range(lane.steps):
-            if all(turn.interrupted for turn in turns):
+            turns = _wanted(turns)
+            if not turns:
                 return
             steps.append(run("main", partial(lane.denoise, step)))
             # The next is not queued before this one is done: an interruption takes effect within one step.
             steps[-1].wait()
-        due = [turn for turn in turns if not turn.interrupted]
+        due = _wanted(turns)
         self.chunks += len(due)
         self.batched += len(due) * (len(due) > 1)
         for turn in due:
@@ -373,3 +378,14 @@ class Passes:
         read.wait()
         delivery.start_sample = turn.session.next_sample
         delivery.words = turn.session.note_positions(turn, row.positions.tolist())
+
+
+def _wanted(turns: Sequence[Turn]) -> list[Turn]:
+    """Return those that are not interrupted, and let go of the others."""
+    wanted = []
+    for turn in turns:
+        if turn.interrupted:
+            turn.released.set()
+        else:
+            wanted.append(turn)
+    return wanted

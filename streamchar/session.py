@@ -7,13 +7,15 @@ speaks. Both streams are stamped in samples from the start of the session.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from .pacing import Pacer
+from .reader import TextReader
 from .text import TextWindow, check_text
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ LOST = "the session must be whole, got one that lost a chunk; close it, open ano
 PATIENCE_SECONDS, PATIENCE_PER_WORD = 4.0, 1.0
 #: Tokens of the last word that may be unsaid when a speech ends: it fades within its last one.
 LAST_SOUND = 0.5
+#: Seconds without a piece of text after which a chunk is made of what has come; iterators that do not wait
+#: for anything fill the window, and give the media that the whole text gives.
+PAUSE = 0.01
+#: Words that an :class:`Interruption` quotes at most.
+QUOTED = 1000
 
 
 class SessionClosedError(RuntimeError):
@@ -92,25 +99,45 @@ class Chunk:
 class Interruption:
     """What had been said when a session was interrupted.
 
+    What was delivered may lie in a player's buffer: a session with a pacer knows how much of it was played.
+
     Attributes:
         words: how many words of the session.
-        text: those of the current text, joined by spaces.
+        text: those of the current text, joined by spaces, the last :data:`QUOTED` at most.
         sample: the first sample that was not delivered.
+        played_words: how many words of the session had been played; ``words`` without a pacer.
+        played_sample: the first sample that had not been played; ``sample`` without a pacer.
     """
 
     words: int
     text: str
     sample: int
+    played_words: int
+    played_sample: int
 
 
 @dataclass(eq=False)
 class Turn:
-    """One request for one chunk, filled in by the engine."""
+    """One request for one chunk, filled in by the engine.
+
+    Attributes:
+        session: whose chunk it is.
+        window: of its transcript.
+        interrupted: whether the chunk is not wanted any more.
+        asked: whether the engine was told.
+        done: whether it has been served.
+        released: set once no pass reads or writes anything of the session for it.
+        delivery: the chunk on its way.
+        chunk: the chunk.
+        error: why there is none.
+    """
 
     session: "Session"
     window: TextWindow
     interrupted: bool = False
+    asked: bool = False
     done: bool = False
+    released: threading.Event = field(default_factory=threading.Event)
     delivery: "Delivery | None" = None
     chunk: Chunk | None = None
     error: BaseException | None = None
@@ -138,31 +165,42 @@ class Session:
         self._engine = engine
         self._window = TextWindow(engine.tokenizer, engine.preset.orchestrator.transcript_tokens)
         self._speech: Speech | None = None
+        self._starting = threading.Lock()
         self._closed = self._failed = False
 
-    def speak(self, text: str | Iterable[str], *, max_seconds: float | None = None) -> "Speech":
+    def speak(
+        self, text: str | Iterable[str] | AsyncIterable[str], *, max_seconds: float | None = None
+    ) -> "Speech":
         """Say a text; iterate over the result for its chunks.
 
         Args:
-            text: whole, or pieces as they arrive; a piece is taken before each chunk, and all of them before
-                the text can end.
+            text: whole, or pieces as they arrive. Pieces are read in a thread of their own from the first
+                chunk on, and each chunk is made of what has come; speech waits for them only where all is
+                said. An asynchronous iterator runs in the caller's event loop.
             max_seconds: end after this much media at the latest; by default 4 seconds and one for each word,
                 which speech does not need.
 
         Raises:
             TextError: the text is empty, too long, or holds what cannot be spoken; nothing has been said.
+            TypeError: it is no text, and no iterable of text.
+            ValueError: ``max_seconds`` is not above 0.
             SessionClosedError: after :meth:`close`.
             SessionBusyError: an earlier text is still being said.
         """
         self._require_open()
-        if self._speech is not None and not self._speech.ended:
-            raise SessionBusyError(
-                "speak() must wait until the text before it ends; call interrupt() to cut it"
-            )
-        if isinstance(text, str):
-            text = iter((check_text(text, self._engine.tokenizer.script),))
-        self._speech = Speech(self, iter(text), max_seconds)
-        return self._speech
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0, or None, got {max_seconds}")
+        with self._starting:
+            if self._speech is not None and not self._speech.ended:
+                raise SessionBusyError(
+                    "speak() must wait until the text before it ends; call interrupt() to cut it"
+                )
+            if isinstance(text, str):
+                self._take_in(check_text(text, self._engine.tokenizer.script))
+                self._speech = Speech(self, None, max_seconds)
+            else:
+                self._speech = Speech(self, TextReader(text), max_seconds)
+            return self._speech
 
     def interrupt(self) -> Interruption:
         """Stop speaking, within one denoising step, and say what had been spoken.
@@ -174,14 +212,19 @@ class Session:
             SessionClosedError: after :meth:`close`.
         """
         self._require_open()
+        said: list[SpokenWord] = []
         if self._speech is not None:
             self._speech.interrupt()
-        # A chunk past its last denoising step is finished and delivered; the figures count it.
-        self._engine.wait()
+            # A chunk past its last denoising step is finished and delivered; the figures count it.
+            self._speech.settle()
+            said = list(self._speech.said)
+        words, sample = self._window.cut(), self.next_sample
+        played_words, played = words, sample
         if self.pacer is not None:
+            played -= round(self.pacer.lead * self._engine.preset.clock.sample_rate)
+            played_words -= sum(word.sample > played for word in said)
             self.pacer.restart()
-        said = self._speech.said if self._speech is not None else []
-        return Interruption(self._window.cut(), " ".join(said), self.next_sample)
+        return Interruption(words, " ".join(word.text for word in said), sample, played_words, played)
 
     def close(self) -> None:
         """Free everything that the session holds; calling it again does nothing."""
@@ -206,12 +249,21 @@ class Session:
                 words.append(SpokenWord(word.index, word.text, self.next_sample + (token + 1) * samples))
         self.next_sample += self._engine.preset.samples
         if self._speech is not None:
-            self._speech.said += [word.text for word in words]
+            self._speech.said.extend(words)
         return tuple(words)
 
     def fail(self) -> None:
         """Mark the session as unable to go on; called by the engine when a chunk broke off half way."""
         self._failed = True
+
+    def _take_in(self, text: str) -> None:
+        """Append a whole text to the window, or nothing where some of it cannot be spoken."""
+        try:
+            self._window.append(text)
+            self._window.finish()
+        except BaseException:
+            self._window.cut()
+            raise
 
     def _require_open(self) -> None:
         if self._failed:
@@ -225,18 +277,18 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
 
     Attributes:
         ended: whether no chunk will follow.
-        said: words of this text said so far.
+        said: words of this text said so far, the last :data:`QUOTED` of them.
     """
 
-    def __init__(self, session: Session, pieces: Iterator[str], max_seconds: float | None) -> None:
+    def __init__(self, session: Session, reader: TextReader | None, max_seconds: float | None) -> None:
         self.ended = False
-        self._session, self._pieces, self._max_seconds = session, pieces, max_seconds
-        self._open = True
+        self.said: deque[SpokenWord] = deque(maxlen=QUOTED)
+        self._session, self._reader, self._max_seconds = session, reader, max_seconds
         self._turn: Turn | None = None
         self._lock = threading.Lock()
-        self.said: list[str] = []
-        self._seconds, self._words = 0.0, 0
-        self._take_piece()
+        self._cancelled = threading.Event()
+        self._under_way: asyncio.Future[Chunk] | None = None
+        self._seconds, self._words_before = 0.0, session._window.spoken
 
     def __iter__(self) -> "Speech":
         return self
@@ -253,16 +305,14 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         """
         session = self._session
         session._require_open()
-        self._take_piece()
-        while self._open and session._window.exhausted:
-            self._take_piece()
+        self._take_pieces()
         with self._lock:
             if self.ended or self._over():
                 self.ended = True
                 raise StopIteration
             self._turn = turn = Turn(session, session._window)
         if session.pacer is not None:
-            session.pacer.wait()
+            session.pacer.wait(self._cancelled)
         session._engine.make_chunk(turn)
         with self._lock:
             self._turn = None
@@ -279,18 +329,44 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         return turn.chunk
 
     async def __anext__(self) -> Chunk:
-        """Make the next chunk in a thread, so that the event loop stays free."""
+        """Make the next chunk in a thread, so that the event loop stays free.
+
+        Where the wait for it is cancelled the chunk is not lost: the next call gives it.
+        """
+        if self._under_way is None or self._under_way.cancelled():
+            loop = asyncio.get_running_loop()
+            self._under_way = loop.run_in_executor(None, self._next_or_raise)
+            # Nobody may ask again, and that is no error.
+            self._under_way.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            return await asyncio.to_thread(self._next_or_raise)
+            chunk = await asyncio.shield(self._under_way)
+        except asyncio.CancelledError:
+            raise
         except _EndOfSpeechError:
+            self._under_way = None
             raise StopAsyncIteration from None
+        except BaseException:
+            self._under_way = None
+            raise
+        self._under_way = None
+        return chunk
 
     def interrupt(self) -> None:
-        """End the speech, dropping the chunk being made."""
+        """End the speech, dropping the chunk being made; does not wait for that."""
         with self._lock:
-            self.ended, self._open = True, False
+            self.ended = True
             if self._turn is not None:
-                self._turn.interrupted = True
+                self._session._engine.withdraw(self._turn)
+        if self._reader is not None:
+            self._reader.stop()
+        self._cancelled.set()
+
+    def settle(self) -> None:
+        """Return once no chunk of an interrupted speech is being denoised."""
+        with self._lock:
+            turn = self._turn
+        if turn is not None:
+            turn.released.wait()
 
     def _next_or_raise(self) -> Chunk:
         # StopIteration cannot leave a thread's future.
@@ -299,30 +375,43 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         except StopIteration:
             raise _EndOfSpeechError from None
 
-    def _take_piece(self) -> None:
-        if not self._open:
-            return
-        window = self._session._window
+    def _take_pieces(self) -> None:
+        """Take in the text that has come, as far as the window holds it; wait where all of it is said."""
+        window, reader = self._session._window, self._reader
         try:
-            piece = next(self._pieces)
-            window.append(piece)
-            self._words += len(piece.split())
-        except StopIteration:
-            self._open = False
-            window.finish()
+            while reader is not None and window.remaining < window.capacity:
+                piece = reader.take(None if window.exhausted else PAUSE)
+                # After an interruption while the reader waited the window is not this speech's any more.
+                with self._lock:
+                    if self.ended:
+                        return
+                    if piece is not None:
+                        window.append(piece)
+                    elif reader.over:
+                        window.finish()
+                        self._reader = reader = None
+                    else:
+                        return
         except BaseException:
-            self.ended, self._open = True, False
+            with self._lock:
+                if not self.ended:
+                    self.ended = True
+                    window.cut()
+            assert reader is not None
+            reader.stop()
             raise
 
     def _over(self) -> bool:
-        limit = self._max_seconds
+        window, limit = self._session._window, self._max_seconds
         if limit is None:
-            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * self._words
+            words = window.spoken + window.waiting - self._words_before
+            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * words
         if self._seconds >= limit:
-            self._session._window.cut()
+            window.cut()
+            if self._reader is not None:
+                self._reader.stop()
             return True
-        window = self._session._window
-        return window.exhausted and not self._open and window.remaining < LAST_SOUND
+        return window.exhausted and self._reader is None and window.remaining < LAST_SOUND
 
 
 class _EndOfSpeechError(Exception):

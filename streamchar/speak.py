@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from rich.text import Text
 from .checkpoint import shipped_weights
 from .config import preset
 from .engine import StreamCharEngine
-from .media import Mp4Writer, load_reference
+from .media import Mp4Writer, load_reference, require_writable
 from .session import Chunk
-from .text import check_text
+from .text import TextWindow, check_text, default_tokenizer
 
 NOISE = "The weights are random: picture and sound are noise. Only the timing means something."
 
@@ -109,12 +110,19 @@ def speak_to_file(
         ConfigError: there is no such preset.
         TextError: the text cannot be spoken.
         ImageError: the reference cannot be used.
-        MediaError: the file cannot be written.
+        MediaError: the file cannot be written; one that is there already stays until there is a first chunk.
+        VoiceUnavailableError: the package that the voice reads text with is not installed.
         KeyboardInterrupt: Ctrl-C before there was anything to keep.
     """
     config = preset(preset_name)
     picture, clock = config.picture, config.clock
-    words = len(check_text(text).split())
+    tokenizer = default_tokenizer(config.orchestrator.tokenizer)
+    text = check_text(text, tokenizer.script)
+    # What has no tokens, or cannot have any here, is refused before minutes go into an engine.
+    window = TextWindow(tokenizer, config.orchestrator.transcript_tokens)
+    window.append(text)
+    window.finish()
+    require_writable(out)
     image = (
         load_reference(reference, picture.height, picture.width)
         if reference
@@ -128,19 +136,27 @@ def speak_to_file(
             described = f"warming up: {stage}"
             progress.update(task, description=described, completed=number, total=count, refresh=True)
 
-        engine = StreamCharEngine.from_preset(preset_name, random_weights=random_weights, report=report)
-    summary = Summary(config.seconds, words, random_weights)
+        engine = StreamCharEngine.from_preset(
+            preset_name, random_weights=random_weights, tokenizer=tokenizer, report=report
+        )
+    summary = Summary(config.seconds, window.waiting, random_weights)
     with (
         engine.open(image, seed=seed) as session,
-        Mp4Writer(out, picture.height, picture.width, clock.frame_rate, clock.sample_rate) as writer,
         Live(_panel(summary), console=console, refresh_per_second=4, transient=True) as live,
+        ExitStack() as stack,
     ):
+        writer: Mp4Writer | None = None
         try:
             for chunk in _timed(session.speak(text, max_seconds=seconds), summary):
+                # Not before there is something to write: a file of that name may be there already.
+                if writer is None:
+                    size = picture.height, picture.width
+                    writer = Mp4Writer(out, *size, clock.frame_rate, clock.sample_rate)
+                    stack.enter_context(writer)
                 writer.write(chunk.host.video_yuv, chunk.host.audio)
                 live.update(_panel(summary))
         except KeyboardInterrupt:
-            if not writer.samples:
+            if writer is None or not writer.samples:
                 raise
             summary.interrupted = True
     return summary

@@ -4,11 +4,12 @@ Words are the unit: each is tokenised on its own with the space before it, so th
 on how the text was cut into pieces, and a window edge never falls inside one.
 """
 
+import itertools
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,11 @@ class Tokenizer(Protocol):
         """Unicode name of the only script that can be spoken, such as LATIN; None for any."""
         ...
 
+    @property
+    def space(self) -> int | None:
+        """Id that parts what is said of one written word, as of a number; None where there is none."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of ``text``, without special tokens."""
         ...
@@ -77,6 +83,7 @@ class ByteTokenizer:
 
     vocabulary = 512
     pad = 256
+    space: int | None = None
 
     def __init__(self, script: str | None = "LATIN") -> None:
         self.script = script
@@ -147,7 +154,15 @@ class PhonemeTokenizer:
 
 
 def default_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer that a config names, ``"bytes"`` or ``"phonemes"``."""
+    """Return the tokenizer that a config names, ``"bytes"`` or ``"phonemes"``.
+
+    Raises:
+        ValueError: it names ``"given"``, one that only the caller has.
+    """
+    if name == "given":
+        raise ValueError(
+            "tokenizer must be given with this preset, got none; FileTokenizer reads a tokenizer.json"
+        )
     return PhonemeTokenizer() if name == "phonemes" else ByteTokenizer()
 
 
@@ -162,6 +177,7 @@ class FileTokenizer:
     """
 
     script: str | None = None
+    space: int | None = None
 
     def __init__(self, directory: str | Path) -> None:
         file = Path(directory) / "tokenizer.json"
@@ -277,7 +293,8 @@ class Word:
     """A word and its place.
 
     Attributes:
-        index: number of the word since the window was made, from 0.
+        index: number of the word since the window was made, from 0; in :attr:`TextWindow.words`, where words
+            longer than the window come in parts, of the part.
         text: the word with its punctuation, without spaces.
         start: first of its tokens, counted from the beginning of the window.
         end: one past its last token.
@@ -291,6 +308,8 @@ class Word:
 
 @dataclass(frozen=True)
 class _Entry:
+    """A word; or a part of one that is longer than the window, the text with the last."""
+
     text: str
     ids: tuple[int, ...]
 
@@ -321,7 +340,7 @@ class TextWindow:
         self.tokenizer, self.capacity, self.keep_words = tokenizer, capacity, keep_words
         self._entries: list[_Entry] = []
         self._first = 0  # number of the first word that is still stored
-        self._spoken = 0
+        self._spoken = self._words_spoken = 0  # entries said, and words completed by them
         self._tail = ""  # the last word, until a space or the end of the text completes it
         self._waiting = 0  # characters of complete words still to be said
         # Tokens counted since the window was made: of forgotten words, before the window, said so far.
@@ -337,7 +356,12 @@ class TextWindow:
     @property
     def spoken(self) -> int:
         """Words said so far, which is also the number of the next word."""
-        return self._spoken
+        return self._words_spoken
+
+    @property
+    def waiting(self) -> int:
+        """Words still to be said, the last one as soon as it is complete."""
+        return sum(bool(entry.text) for entry in self._entries[self._spoken - self._first :])
 
     @property
     def exhausted(self) -> bool:
@@ -435,12 +459,15 @@ class TextWindow:
         end = self._words[-1].end if self._words else 0
         self._reached = max(self._reached, self._origin + min(position, end))
         self._spoken += len(said)
-        self._waiting -= sum(len(word.text) + 1 for word in said)
+        whole = [word for word in said if word.text]
+        self._waiting -= sum(len(word.text) + 1 for word in whole)
         forgotten = max(self._spoken - self.keep_words - self._first, 0)
         self._forgotten += sum(len(entry.ids) for entry in self._entries[:forgotten])
         del self._entries[:forgotten]
         self._first += forgotten
-        return said
+        self._words_spoken += len(whole)
+        first = self._words_spoken - len(whole)
+        return tuple(replace(word, index=index) for index, word in enumerate(whole, first))
 
     def cut(self) -> int:
         """Drop everything not yet said, as an interruption does, and return how many words were said."""
@@ -448,7 +475,7 @@ class TextWindow:
         self._words = tuple(word for word in self._words if word.index < self._spoken)
         self._tail, self._waiting = " ", 0
         self._reached += self.remaining
-        return self._spoken
+        return self._words_spoken
 
     def _add(self, words: list[str], tail: str) -> None:
         """Tokenise complete words, each with the spaces before it, and keep ``tail`` for the next piece."""
@@ -458,16 +485,26 @@ class TextWindow:
             # At the very beginning there is nothing that a space could separate.
             spaced = text != word and bool(self._first or self._entries or entries)
             tokens = tuple(self.tokenizer.encode(" " + text if spaced else text))
-            if len(tokens) > self.capacity:
+            parts = [tokens] if len(tokens) <= self.capacity else self._parted(tokens)
+            if (longest := max(map(len, parts))) > self.capacity:
                 raise TextError(
                     f"have words of at most {self.capacity} tokens, the size of the window",
-                    f"one of {len(tokens)} tokens, {text[:20]!r}...",
+                    f"one of {longest} tokens, {text[:20]!r}...",
                     "spell it out with spaces, as it is to be read",
                 )
-            entries.append(_Entry(text, tokens))
+            entries += [_Entry("", part) for part in parts[:-1]] + [_Entry(text, parts[-1])]
         self._entries += entries
-        self._waiting += sum(len(entry.text) + 1 for entry in entries)
+        self._waiting += sum(len(entry.text) + 1 for entry in entries if entry.text)
         self._tail = tail
+
+    def _parted(self, tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the words that a long number is read as, each with the space before it."""
+        starts = [
+            0,
+            *(i for i, token in enumerate(tokens) if i and token == self.tokenizer.space),
+            len(tokens),
+        ]
+        return [tokens[start:end] for start, end in itertools.pairwise(starts)]
 
     def _begin(self) -> int:
         """Return where the window starts: as many kept words as leave room for the next one."""

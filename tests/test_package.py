@@ -108,6 +108,15 @@ def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> No
     assert "licenses/LICENSE" in metadata
 
 
+def test_shipped_weights_keep_to_their_budget() -> None:
+    sizes = {
+        path: path.stat().st_size for path in (ROOT / "streamchar" / "weights").rglob("*") if path.is_file()
+    }
+    assert 0 < sum(sizes.values()) <= 24 * 2**20
+    # Of one file, what any channel carries.
+    assert max(sizes.values()) <= 16 * 2**20
+
+
 def test_sdist_holds_what_make_needs(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -192,20 +192,112 @@ def test_workflows_are_valid_yaml_with_runners_and_steps(path: Path) -> None:
         assert all("uses" in step or "run" in step for step in job["steps"])
 
 
-def test_the_h100_workflow_gates_every_push_and_benchmarks_on_its_own_runner() -> None:
+@pytest.fixture
+def h100() -> dict:
+    """Return the workflow of the H100 runner."""
     yaml = pytest.importorskip("yaml")
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "h100.yml").read_text())
+    return yaml.safe_load((ROOT / ".github" / "workflows" / "h100.yml").read_text())
+
+
+def find(steps: list[dict], key: str, part: str) -> int:
+    """Return where the only step is whose ``key`` contains ``part``."""
+    (found,) = (index for index, step in enumerate(steps) if part in step.get(key, ""))
+    return found
+
+
+def test_the_h100_workflow_gates_every_push_and_benchmarks_on_its_own_runner(h100: dict) -> None:
     # Neither filtered by branch nor open to forks.
-    assert workflow[True] == {"push": None, "workflow_dispatch": None}
-    codegen, benchmark = workflow["jobs"]["codegen"], workflow["jobs"]["benchmark"]
+    assert h100[True] == {"push": None, "workflow_dispatch": None}
+    codegen, benchmark = h100["jobs"]["codegen"], h100["jobs"]["benchmark"]
     assert codegen["runs-on"] == "ubuntu-latest"
     recorded = json.loads((ROOT / "profiles" / "codegen" / "sm_90.json").read_text())
     assert set(codegen["strategy"]["matrix"]["triton"]) == set(recorded)
-    assert any("streamchar.codegen" in step.get("run", "") for step in codegen["steps"])
+    assert "if" not in codegen["steps"][find(codegen["steps"], "run", "-m streamchar.codegen")]
     assert benchmark["runs-on"] == ["self-hosted", "h100"]
     assert benchmark["needs"] == "codegen"
-    command = next(step["run"] for step in benchmark["steps"] if "pytest" in step.get("run", ""))
-    assert "pytest bench/ --benchmark " in command
-    assert "--benchmark-compare" in command
-    for job in (codegen, benchmark):
-        assert any(step.get("uses", "").startswith("actions/upload-artifact") for step in job["steps"])
+    assert "if" not in benchmark
+    assert benchmark["concurrency"] == {"group": "h100", "cancel-in-progress": False}
+
+
+def test_whatever_the_gate_says_the_kernels_are_timed_and_the_results_kept(h100: dict) -> None:
+    steps = h100["jobs"]["benchmark"]["steps"]
+    install, restore = find(steps, "name", "Install"), find(steps, "uses", "actions/cache/restore")
+    gate, suite = find(steps, "run", "pytest bench/"), find(steps, "run", "-m bench.h100")
+    save, upload = find(steps, "uses", "actions/cache/save"), find(steps, "uses", "actions/upload-artifact")
+    assert install < restore < gate < suite < save < upload
+    # A step without a condition is skipped once one before it has failed.
+    assert all("if" not in steps[index] for index in (install, restore, gate))
+    assert steps[suite]["if"] == f"always() && steps.{steps[install]['id']}.outcome == 'success'"
+    assert steps[upload]["if"] == "always()"
+    # A first run is kept although it fails: it may never be kept otherwise. A later one that fails is not.
+    first = f"steps.{steps[restore]['id']}.outputs.cache-matched-key == ''"
+    passed = f"steps.{steps[gate]['id']}.outcome == 'success'"
+    assert steps[save]["if"] == f"always() && github.ref == 'refs/heads/main' && ({passed} || {first})"
+    assert steps[save]["with"]["path"] == steps[restore]["with"]["path"] == ".benchmarks"
+    assert steps[save]["with"]["key"] == steps[restore]["with"]["key"]
+    assert steps[save]["with"]["key"].startswith(steps[restore]["with"]["restore-keys"])
+    assert {"results", ".benchmarks", "profiles/bench"} <= set(steps[upload]["with"]["path"].split())
+
+
+def run_gate(folder: Path, workflow: dict, code: int) -> tuple[int, list[str]]:
+    """Run the step of the gate as the runner does, with a Python that exits with ``code``.
+
+    Asked for the place of the record, that Python says ``record.json`` and leaves the question in ``asked``.
+    Returns the exit code of the step, and what Python was given.
+    """
+    steps = workflow["jobs"]["benchmark"]["steps"]
+    step = steps[find(steps, "run", "pytest bench/")]
+    # The shell that is named so stops at the first failure, in a pipe too.
+    assert step["shell"] == "bash"
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\nif [ "$1" = -c ]; then printf %s "$2" >asked; echo record.json; exit; fi\n'
+        f"printf '%s\\n' \"$@\" >calls\nexit {code}\n"
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, (folder / "calls").read_text().splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("compared", [False, True])
+def test_the_gate_is_given_what_it_can_be_judged_by(
+    tmp_path: Path, h100: dict, recorded: bool, compared: bool
+) -> None:
+    if recorded:
+        (tmp_path / "record.json").write_text("{}")
+    if compared:
+        (tmp_path / ".benchmarks" / "machine").mkdir(parents=True)
+        (tmp_path / ".benchmarks" / "machine" / "0001_last.json").write_text("{}")
+    code, arguments = run_gate(tmp_path, h100, 0)
+    assert code == 0
+    assert arguments[:4] == ["-m", "pytest", "bench/", "--benchmark"]
+    assert ("--gate-record" in arguments) is not recorded
+    assert ("--benchmark-compare" in arguments) is compared
+    assert ("--benchmark-compare-fail=median:10%" in arguments) is compared
+    assert "" not in arguments
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_gate_that_fails_fails_its_step(tmp_path: Path, h100: dict) -> None:
+    code, _ = run_gate(tmp_path, h100, 1)
+    assert code == 1
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_workflow_asks_the_gate_itself_where_this_machine_is_recorded(
+    tmp_path: Path, h100: dict, capsys: pytest.CaptureFixture
+) -> None:
+    run_gate(tmp_path, h100, 0)
+    exec((tmp_path / "asked").read_text(), {})
+    place = Path(capsys.readouterr().out.strip())
+    assert place.parent == ROOT / "profiles" / "bench"
+    assert place.suffix == ".json"

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
+from .digest import digest
 from .sentences import training_sentences
 from .speech import SAMPLE_RATE, Speaker, Utterance
 
 #: Samples of a video frame, and frames of a latent: recordings hold whole latents.
 SAMPLES_PER_FRAME, FRAMES_PER_LATENT = 1000, 4
+ARRAYS = ("tokens", "ends", "words", "audio", "bounds")
 #: Silence after the last word, so that a network learns to stop, in seconds.
 TAIL = (0.5, 2.0)
 SPEEDS = (0.9, 1.1)
@@ -36,12 +38,12 @@ class CorpusConfig:
 
     @property
     def key(self) -> str:
-        """A short hash that names the corpus."""
+        """A short hash that names what is asked for; :attr:`Corpus.digest` names what was made."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
 
 class CorpusError(ValueError):
-    """A directory holds the corpus of another config."""
+    """A directory holds the corpus of another config, or one that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ class Recording:
 class Corpus:
     """Recordings of a directory that :func:`build_corpus` wrote.
 
+    Attributes:
+        about: what corpus.json says: the config, its key, the arrays' digest, and how much there is.
+
     Raises:
         FileNotFoundError: there is none, with the command that builds it.
+        CorpusError: one of its files cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,11 +88,19 @@ class Corpus:
         if not meta.is_file():
             raise FileNotFoundError(f"{directory} holds no corpus; build it with: streamchar train data")
         self.directory = directory
-        self.about = json.loads(meta.read_text())
-        self._arrays = {
-            name: np.load(directory / f"{name}.npy", mmap_mode="r")
-            for name in ("tokens", "ends", "words", "audio", "bounds")
-        }
+        file = meta
+        try:
+            self.about = json.loads(meta.read_text())
+            self.digest: str = self.about["digest"]
+            self._arrays = {}
+            for name in ARRAYS:
+                file = directory / f"{name}.npy"
+                self._arrays[name] = np.load(file, mmap_mode="r")
+        except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError) as error:
+            raise CorpusError(
+                f"{file} must be a whole file of a corpus, got one that cannot be read ({error!r}); "
+                f"remove {directory} and run: streamchar train data"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._arrays["bounds"]) - 1
@@ -160,7 +174,14 @@ def _write(directory: Path, config: CorpusConfig) -> None:
         np.save(directory / f"{name}.npy", np.concatenate(parts))
     np.save(directory / "bounds.npy", np.asarray(bounds, np.int64))
     # Last, so that a directory with this file is whole.
-    about = {**asdict(config), "key": config.key, "recordings": len(bounds) - 1, "samples": bounds[-1][2]}
+    about = {
+        **asdict(config),
+        "key": config.key,
+        # Another synthesiser or machine may make other arrays of one config.
+        "digest": digest(*(directory / f"{name}.npy" for name in ARRAYS)),
+        "recordings": len(bounds) - 1,
+        "samples": bounds[-1][2],
+    }
     (directory / "corpus.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -1,6 +1,7 @@
 """``streamchar eval``."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,9 +39,10 @@ def short(
     """Speak held-out sentences with every source and write word error rate, lip sync, identity and speed."""
     console = Console()
     try:
+        _require_writable(out)
         _short(checkpoint, teacher, whisper, sentences, identities, side, seed, out, console)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        console.print(f"[red]{escape(str(error))}[/]")
+        _say(error, console)
         raise typer.Exit(1) from None
 
 
@@ -85,7 +87,7 @@ def _short(
 
     aligner = Aligner(speaker.tokenizer.g2p)
     scores = evaluate_short(
-        sources, choose_items(sentences, identities, seed), recognisers, aligner, size, progress
+        sources, choose_items(sentences, identities, seed), recognisers, aligner, size, identities, progress
     )
     result: dict[str, Any] = {
         "sentences": sentences,
@@ -121,7 +123,8 @@ def long_streams(
         bool, typer.Option("--without-pointer", help="Go by planned durations alone.")
     ] = False,
     interrupt_every: Annotated[
-        float | None, typer.Option(min=2, help="Seconds after which speech is cut and goes on.")
+        float | None,
+        typer.Option(min=10, help="Seconds between interruptions in mid-chunk, about; new text follows."),
     ] = None,
     each_sentence: Annotated[
         bool, typer.Option("--each-sentence", help="A session for every sentence: the text without a past.")
@@ -154,7 +157,7 @@ def long_streams(
             console,
         )
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        console.print(f"[red]{escape(str(error))}[/]")
+        _say(error, console)
         raise typer.Exit(1) from None
 
 
@@ -180,8 +183,9 @@ def _long(
     from ..engine import StreamCharEngine
     from .align import Aligner
     from .long import Instruments
-    from .long_report import rich_table, targets
+    from .long_report import rich_table
     from .long_run import LongRun, Protocol, digest
+    from .long_targets import targets
     from .sources import GroundTruth
     from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
     from .wer import Sphinx
@@ -195,6 +199,20 @@ def _long(
     config = engine.preset if engine else preset("tiny")
     size = (config.picture.height, config.picture.width) if engine else (side, side)
     run = LongRun(out, Protocol(minutes, identities, seed, size, config.seconds))
+    # What cannot be left out is refused before anything is spoken.
+    spoken: LongSource | None = None
+    if engine is not None:
+        changes = {"sink": sink, "motion": motion}
+        parts = [name, *(f"{part} {kept}" for part, kept in changes.items() if kept is not None)]
+        parts += ["without pointer"] if without_pointer else []
+        if len(parts) > 1:
+            engine = ablated(engine, sink=sink, motion=motion, pointer=not without_pointer)
+        parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
+        parts += ["sentence by sentence"] if each_sentence else []
+        label = ", ".join(parts)
+        spoken = (
+            SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
+        )
     speaker = Speaker()
     instruments = Instruments(
         Sphinx(), Aligner(speaker.tokenizer.g2p), voice_statistics(speaker), size, identities
@@ -204,18 +222,7 @@ def _long(
         return track(numbers, description=source, total=len(list(numbers)), console=console, transient=True)
 
     run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
-    if engine is not None and checkpoint is not None:
-        changes = {"sink": sink, "motion": motion}
-        parts = [name, *(f"{part} {kept}" for part, kept in changes.items() if kept is not None)]
-        parts += ["without pointer"] if without_pointer else []
-        if len(parts) > 1:
-            engine = ablated(engine, sink=sink, motion=motion, pointer=not without_pointer)
-        parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
-        parts += ["sentence by sentence"] if each_sentence else []
-        label = ", ".join(parts)
-        spoken: LongSource = (
-            SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
-        )
+    if spoken is not None and checkpoint is not None:
         run.run(spoken, streams, instruments, digest(checkpoint), progress)
     truth, *others = run.report()
     console.print(rich_table([truth, *others]))
@@ -227,3 +234,20 @@ def _long(
 def _label(directory: Path, engine: "StreamCharEngine", part: str) -> str:
     """Say which checkpoint it is, and what part it plays where another is compared with it."""
     return f"{part or directory.resolve().name}, {engine.preset.sampler.steps} steps"
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse a file that the results could not be written to."""
+    place = out if out.exists() else out.parent
+    if out.is_dir() or not out.parent.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(
+            f"--out must be a file that can be written, got {out}; name one in a directory of yours"
+        )
+
+
+def _say(error: Exception, console: Console) -> None:
+    """Say what is wrong, and which extra brings a package that is missing."""
+    message = str(error)
+    if isinstance(error, ImportError):
+        message += f"; pip install 'streamchar[{'whisper' if error.name == 'faster_whisper' else 'eval'}]'"
+    console.print(f"[red]{escape(message)}[/]")

@@ -27,7 +27,7 @@ from .sources import FIRST_IDENTITY, SAMPLES_PER_FRAME, reference_frame
 from .streams import LongSource, Part, Script
 from .sync import LipReader, beside_words, sync_score
 from .transcript import EdgeCount, Reader, Settled, WordCount, at_edges
-from .voice import VoiceStatistics, similarity
+from .voice import VoiceStatistics, raised, similarity
 from .wer import Audio, HeardWord
 
 MINUTE = 60 * FRAME_RATE
@@ -81,7 +81,7 @@ class StreamScores:
     """Scores of one stream.
 
     Attributes:
-        minutes: of each measure (see :data:`~streamchar.eval.long_report.MEASURES`) a value a minute, None
+        minutes: of each measure (see :data:`~streamchar.eval.long_course.MEASURES`) a value a minute, None
             where there was nothing to measure.
         skipped: words asked for and not heard, at the edges of chunks and away from them.
         repeated: words heard again that were asked for once, likewise.
@@ -155,7 +155,7 @@ class Scorer:
         self._lips = np.zeros(0)
         self._synced: list[tuple[Values, Values]] = []
         self._sync, self._sync_minute = np.full((2, minutes), np.nan), 0
-        self._voices = [VoiceStatistics() for _ in range(minutes)]
+        self._voices, self._others = ([VoiceStatistics() for _ in range(minutes)] for _ in range(2))
         self._shown = np.full((len(SHOWN), SHOWN_FRAMES, *instruments.size, 3), 255, np.uint8)
         self._columns = [0] * len(SHOWN)
         self._memory: list[tuple[float, float]] = []
@@ -164,6 +164,8 @@ class Scorer:
         """Take in the next media, whole frames of them."""
         start = self._frames
         self._frames += len(part.video)
+        # Long before the reader comes there: it waits for the segments that follow.
+        del self._asked[part.dropped.start : part.dropped.stop]
         frames = np.arange(start, self._frames)
         self._lips = np.concatenate([self._lips, self._lip_reader.read(part.video)])
         for name, values in (
@@ -246,6 +248,7 @@ class Scorer:
         minute = min(int((segment.start + frames / 2) // MINUTE), len(self._voices) - 1)
         self._count.add(settled.events)
         self._voices[minute].add(segment.audio)
+        self._others[minute].add(raised(segment.audio))
         if minute != self._sync_minute:
             self._finish_sync()
             self._sync_minute = minute
@@ -278,7 +281,8 @@ class Scorer:
         within = means("moved between")
         found["movement"] = means("moved at edges") / np.where(within > 0, within, np.nan)
         found["lips late by"], found["lip correlation"] = self._sync
-        found["voice"] = np.asarray([self._voice(statistics) for statistics in self._voices])
+        for name, voices in (("voice", self._voices), ("another voice", self._others)):
+            found[name] = np.asarray([self._voice(statistics) for statistics in voices])
         if self._memory:
             found["rtf"] = means("computed") / means("media")
             memory = MinuteMeans(len(self._voices))

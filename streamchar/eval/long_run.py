@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .long import Instruments, StreamScores, score_stream
-from .long_report import SourceCourse, as_dict, draw, markdown, merge
+from .long_course import SourceCourse, merge
+from .long_report import as_dict, draw, markdown
 from .streams import LongSource, TrueStream, write_script
 from .transcript import EdgeCount
 
@@ -46,13 +47,13 @@ class LongRun:
         protocol: of all of them.
 
     Raises:
-        ValueError: the directory holds streams of another protocol.
+        ValueError: the directory holds streams of another protocol, or a file that is no stream.
     """
 
     def __init__(self, directory: Path, protocol: Protocol) -> None:
         self.directory, self.protocol = directory, protocol
         directory.mkdir(parents=True, exist_ok=True)
-        for file, found in self._files():
+        for file, found, _ in self._files():
             if found["protocol"] != self._spelled():
                 other = f"got {found['protocol']} in {file.name}; name another directory"
                 raise ValueError(f"directory must hold streams of {self._spelled()}, {other}")
@@ -82,7 +83,7 @@ class LongRun:
             file = self._file(source.name, number)
             if not file.is_file():
                 due.append(number)
-            elif json.loads(file.read_text(encoding="utf-8"))["weights"] != weights:
+            elif _read(file)[0]["weights"] != weights:
                 raise ValueError(
                     f"{source.name!r} must be one set of weights in {self.directory}, got two; "
                     "give the new ones a name of their own"
@@ -102,8 +103,8 @@ class LongRun:
     def courses(self) -> list[SourceCourse]:
         """Return every source of the directory, ground truth first, the others by name."""
         streams: dict[str, list[StreamScores]] = {}
-        for _, found in self._files():
-            streams.setdefault(found["source"], []).append(_read_scores(found["scores"]))
+        for _, found, scores in self._files():
+            streams.setdefault(found["source"], []).append(scores)
         names = sorted(streams, key=lambda name: (name != TrueStream.name, name))
         return [merge(name, streams[name]) for name in names]
 
@@ -123,9 +124,9 @@ class LongRun:
     def _file(self, source: str, number: int) -> Path:
         return self.directory / f"{re.sub('[^a-z0-9]+', '-', source.lower())}.{number:03d}.json"
 
-    def _files(self) -> Iterable[tuple[Path, dict[str, Any]]]:
+    def _files(self) -> Iterable[tuple[Path, dict[str, Any], StreamScores]]:
         for file in sorted(self.directory.glob("*.[0-9][0-9][0-9].json")):
-            yield file, json.loads(file.read_text(encoding="utf-8"))
+            yield file, *_read(file)
 
 
 def digest(checkpoint: Path) -> str:
@@ -150,6 +151,22 @@ def save_sheet(shown: npt.NDArray[np.uint8], target: Path) -> None:
     )
 
 
-def _read_scores(found: dict[str, Any]) -> StreamScores:
-    counts = {name: EdgeCount(**found[name]) for name in ("skipped", "repeated")}
-    return StreamScores(**found | counts)
+def _read(file: Path) -> tuple[dict[str, Any], StreamScores]:
+    """Return what the file of a stream says, and its scores.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        scores = found["scores"]
+        counts = {name: EdgeCount(**scores[name]) for name in ("skipped", "repeated")}
+        missing = {"protocol", "source", "weights"} - found.keys()
+        if missing:
+            raise KeyError(*missing)
+        return found, StreamScores(**scores | counts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{file} must hold a stream of streamchar eval long, got {type(error).__name__}: {error}; "
+            "move it away, and the stream is spoken anew"
+        ) from error

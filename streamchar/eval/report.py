@@ -41,7 +41,7 @@ def columns(scores: Sequence[SourceScores]) -> list[str]:
         "mismatched",
         f"shifted by {SHIFT}",
         "identity",
-        "swapped",
+        "reference swapped",
         "PSNR",
         "SSIM",
         "RTF",

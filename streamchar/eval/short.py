@@ -1,7 +1,7 @@
 """Short evaluation: sentences, each spoken by every source, scored beside their ceilings and floors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,12 +9,14 @@ from ..data.character import Identity, mouth_openness
 from .align import Aligner
 from .identity import Gallery
 from .pictures import psnr, ssim
-from .sources import Clip, Item, Source, reference_frame
+from .sources import FIRST_IDENTITY, Clip, Item, Source, reference_frame
 from .sync import LipReader, Series, SyncScore, beside_words, shifted, sync_score
 from .wer import SAMPLE_RATE, Recogniser, WordErrors, word_errors
 
 #: Frames by which the shifted control delays the lips; a metric that works finds them again.
 SHIFT = 5
+#: Of so many items one is spoken once more, by the next character of the gallery.
+SWAPPED_EVERY = 10
 
 
 @dataclass
@@ -51,7 +53,8 @@ class SourceScores:
         sync_mismatched: lips against the phones of another clip, a floor.
         sync_shifted: lips delayed by :data:`SHIFT` frames.
         identity: share of frames nearest to their own character.
-        identity_swapped: share of frames nearest to the next character of the gallery, a floor.
+        identity_swapped: share of frames nearest to the character of an item where the reference was the next
+            one's: a floor, of one item in :data:`SWAPPED_EVERY`.
         psnr: dB, and ``ssim``: against the frames that went in; of round trips alone.
         rtf: seconds of computing for a second of media.
     """
@@ -77,6 +80,7 @@ def evaluate_short(
     recognisers: Sequence[Recogniser],
     aligner: Aligner,
     size: tuple[int, int],
+    identities: int,
     progress: Callable[[Iterable[Item], str], Iterable[Item]] = lambda items, _: items,
 ) -> list[SourceScores]:
     """Let every source speak every item, and score them.
@@ -87,32 +91,43 @@ def evaluate_short(
         recognisers: at least one.
         aligner: finds the phones of what was said.
         size: height and width of all pictures.
+        identities: characters of the gallery, from :data:`~streamchar.eval.sources.FIRST_IDENTITY` on.
         progress: wraps the items of a source, told the source's name.
 
     Returns:
         The scores of each source, in order.
 
     Raises:
-        ValueError: there are no items, or fewer than two characters among them.
+        ValueError: there are no items, fewer than two characters, or an item of none of them.
     """
-    identities = sorted({item.identity for item in items})
-    gallery = Gallery(np.stack([reference_frame(seed, *size) for seed in identities]))
-    readers = {seed: LipReader(Identity.sample(seed), *size) for seed in identities}
+    last = FIRST_IDENTITY + identities - 1
+    seeds = {item.identity for item in items}
+    if not items or not all(FIRST_IDENTITY <= seed <= last for seed in seeds):
+        raise ValueError(
+            f"items must be of identities {FIRST_IDENTITY} to {last}, got {sorted(seeds)}; "
+            "choose_items() gives as many as it is told"
+        )
+    gallery = Gallery(
+        np.stack([reference_frame(FIRST_IDENTITY + index, *size) for index in range(identities)])
+    )
+    readers = {seed: LipReader(Identity.sample(seed), *size) for seed in seeds}
     scores = []
     for source in sources:
         measured = _Measured()
-        for item in progress(items, source.name):
+        for number, item in enumerate(progress(items, source.name)):
             clip = source.make(item)
             _listen(measured, item, clip, recognisers)
             _watch(measured, item, clip, aligner, readers[item.identity])
-            nearest = gallery.nearest(clip.video)
-            own = identities.index(item.identity)
-            measured.hits.append(float((nearest == own).mean()))
-            measured.swapped.append(float((nearest == (own + 1) % len(identities)).mean()))
+            own = item.identity - FIRST_IDENTITY
+            measured.hits.append(float((gallery.nearest(clip.video) == own).mean()))
             if source.truth is not None:
                 original = source.truth.make(item).video
                 measured.psnr.append(psnr(clip.video, original))
                 measured.ssim.append(ssim(clip.video, original))
+            if number % SWAPPED_EVERY == 0:
+                other = replace(item, identity=FIRST_IDENTITY + (own + 1) % identities)
+                swapped = gallery.nearest(source.make(other).video) == own
+                measured.swapped.append(float(swapped.mean()))
         scores.append(_scores(source.name, measured))
     return scores
 

@@ -1,6 +1,7 @@
 """Streams of minutes: a long text with its character, and who speaks it piece by piece."""
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,7 +15,7 @@ from ..data.speech import Speaker
 from ..engine import StreamCharEngine
 from ..model import JointDiT
 from ..pointer import PlannedPointer
-from ..session import Chunk
+from ..session import Chunk, Session, Speech
 from .normalise import normalise
 from .sources import FIRST_IDENTITY, GroundTruth, Item, as_input, everyday_sentences, reference_frame
 from .voice import Values, VoiceStatistics
@@ -24,6 +25,10 @@ from .wer import SAMPLE_RATE, Audio
 WORDS_PER_MINUTE = 260
 #: Words a second that nobody says.
 _FASTEST = 8
+#: Seconds for which there must be text beyond those wanted, in whole chunks.
+_MORE = 4
+#: When an interruption comes, at the earliest and at the latest: a share of the time that denoising takes.
+_DELAY = 0.1, 0.5
 #: Sentences that a voice is described by.
 _VOICE_SENTENCES = 20
 
@@ -97,12 +102,14 @@ class Part:
         video: [frames, height, width, 3] uint8 RGB.
         words: number of each word said, and when half of it was, in seconds of the stream.
         seconds: of computing, where it says something about speed.
+        dropped: numbers of words that were asked for until here and are no more; those after them move up.
     """
 
     audio: Audio
     video: npt.NDArray[np.uint8]
     words: Sequence[tuple[int, float]]
     seconds: float | None = None
+    dropped: range = range(0)
 
 
 class LongSource(Protocol):
@@ -149,7 +156,8 @@ class SpokenStream:
     Args:
         name: for tables.
         engine: with a free row.
-        interrupt_every: seconds after which it is interrupted and given the rest of the text; None for never.
+        interrupt_every: seconds, on the average, after which it is interrupted while it makes a chunk, which
+            is dropped, and given new text: that after the sentence at hand and the next. None for never.
     """
 
     def __init__(self, name: str, engine: StreamCharEngine, interrupt_every: float | None = None) -> None:
@@ -157,15 +165,52 @@ class SpokenStream:
 
     def parts(self, script: Script) -> Iterator[Part]:
         """Yield the chunks of a script."""
-        picture, words, said = self._engine.preset.picture, script.words, 0
+        picture, said, dropped = self._engine.preset.picture, 0, range(0)
+        # Words with the number of their sentence, without those that are dropped.
+        words = [
+            (number, word) for number, sentence in enumerate(script.sentences) for word in sentence.split()
+        ]
         reference = as_input(reference_frame(script.identity, picture.height, picture.width))
+        draw = random.Random(script.seed)
         with self._engine.open(reference, seed=script.seed) as session:
             while said < len(words) and (left := script.seconds - session.next_sample / SAMPLE_RATE) > 0:
-                seconds = min(left, self._interrupt_every or left)
-                rest = words[said : said + round(_FASTEST * (seconds + 1))]
-                for chunk in session.speak(" ".join(rest), max_seconds=seconds):
-                    yield _part(chunk)
+                every = self._interrupt_every
+                seconds = left if every is None else every * draw.uniform(0.5, 1.5)
+                rest = words[said : said + round(_FASTEST * (min(seconds, left) + _MORE))]
+                speech = session.speak(" ".join(word for _, word in rest), max_seconds=left)
+                chunks = speech if every is None else self._interrupted(session, speech, seconds, draw)
+                for chunk in chunks:
+                    yield replace(_part(chunk), dropped=dropped)
+                    dropped = range(0)
                 said = session.interrupt().words
+                if every is not None:
+                    dropped = range(said, _new_text(words, said))
+                    del words[dropped.start : dropped.stop]
+
+    def _interrupted(
+        self, session: Session, speech: Speech, seconds: float, draw: random.Random
+    ) -> Iterator[Chunk]:
+        """Yield so many seconds of chunks, then interrupt the session from another thread."""
+        chunks = max(round(seconds / self._engine.preset.seconds), 1)
+        for count, chunk in enumerate(speech, 1):
+            yield chunk
+            if count == chunks:
+                # While the next chunk, begun at once, is not denoised yet. It is dropped then, and when that
+                # was makes no difference to what follows. On a machine that was busy and is not any more it
+                # may be done before: then it is taken, as a player would.
+                delay = draw.uniform(*_DELAY) * chunk.latency["denoise"]
+                interruption = threading.Timer(delay, session.interrupt)
+                interruption.start()
+                try:
+                    yield from speech
+                finally:
+                    interruption.join()
+
+
+def _new_text(words: Sequence[tuple[int, str]], said: int) -> int:
+    """Return where the sentence after the next begins, of words with the numbers of their sentences."""
+    sentence = words[said][0] if said < len(words) else 0
+    return next((k for k in range(said, len(words)) if words[k][0] > sentence + 1), len(words))
 
 
 class SentenceStream:

@@ -8,6 +8,8 @@ its place must not lose the score.
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,8 @@ from .wer import HeardWord
 LOOKAHEAD = 2
 #: Asked words that unsettled segments may reach over: so many for each word heard, and so many more.
 _REACH_PER_WORD, _REACH = 3, 40
-#: Words to either side in which an inserted word is looked for before it counts as said again.
-_AGAIN = 3
+#: Words of settled segments that are kept, for what is said again after a cut: those of two long segments.
+_KEPT = 60
 
 Pair = tuple[int | None, int | None]
 
@@ -33,7 +35,7 @@ class Event:
         asked: its number in the transcript, None where it was not asked for.
         heard: what was heard, None where nothing was.
         right: whether the one is the other.
-        again: whether it was not asked for and is one of the words beside it.
+        again: whether it was not asked for and belongs to words that say again what was said beside them.
     """
 
     time: float
@@ -103,11 +105,12 @@ class Reader:
     """Follow a transcript through the segments of a stream.
 
     Args:
-        asked: the normalised words of the transcript.
+        asked: the normalised words of the transcript; those not settled yet may still be changed.
     """
 
     asked: Sequence[str]
     _place: int = 0
+    _said: list[str] = field(default_factory=list)
     _waiting: list[list[HeardWord]] = field(default_factory=list)
 
     def hear(self, words: Sequence[HeardWord]) -> Settled | None:
@@ -126,23 +129,23 @@ class Reader:
         reach = self._place + _REACH_PER_WORD * len(heard) + _REACH
         asked = self.asked[self._place : reach]
         path = edit_path(asked, [word.text for word in heard], open_end=True)
+        again = said_again(path, [word.text for word in heard], self._said)
         # Words not heard behind the last one of the segment belong to the next.
         until = max((index + 1 for index, (_, j) in enumerate(path) if j is not None and j < own), default=0)
         path = path[:until]
-        events = [self._event(path, index, heard) for index in range(until)]
+        events = [self._event(path, index, heard, again) for index in range(until)]
         found = [event.asked for event in events if event.asked is not None and event.heard is not None]
         self._place += sum(i is not None for i, _ in path)
+        self._said = [*self._said, *_said(path, [word.text for word in heard])][-_KEPT:]
         return Settled(events, min(found, default=None), max(found, default=None))
 
-    def _event(self, path: Sequence[Pair], index: int, heard: Sequence[HeardWord]) -> Event:
+    def _event(self, path: Sequence[Pair], index: int, heard: Sequence[HeardWord], again: set[int]) -> Event:
         i, j = path[index]
         asked = None if i is None else self._place + i
         if j is not None:
             word = heard[j]
             right = asked is not None and self.asked[asked] == word.text
-            return Event(
-                (word.start + word.end) / 2, asked, word.text, right, self._again(path, index, heard)
-            )
+            return Event((word.start + word.end) / 2, asked, word.text, right, j in again)
         # Between what was heard before and after; every segment ends with a word heard.
         before = next((heard[k] for _, k in path[index::-1] if k is not None), None)
         after = next(heard[k] for _, k in path[index:] if k is not None)
@@ -151,13 +154,44 @@ class Reader:
         share = (run.index(index) + 0.5) / len(run)
         return Event(start + share * (after.start - start), asked, None, False)
 
-    @staticmethod
-    def _again(path: Sequence[Pair], index: int, heard: Sequence[HeardWord]) -> bool:
-        i, j = path[index]
-        if i is not None or j is None:
-            return False
-        beside = [*path[max(index - _AGAIN, 0) : index], *path[index + 1 : index + 1 + _AGAIN]]
-        return any(a is not None and b is not None and heard[b].text == heard[j].text for a, b in beside)
+
+def said_again(path: Sequence[Pair], heard: Sequence[str], said: Sequence[str] = ()) -> set[int]:
+    """Return which words of a path were said again: numbers of words heard and not asked for.
+
+    Words inserted together are looked for, in their order, in the words before them and in those after them,
+    half as far again as they are many. They count where most of them are found: a single word that a
+    recogniser made up has its like somewhere near too often.
+
+    Args:
+        path: from :func:`edit_path`.
+        heard: the words that it was made of.
+        said: words asked for and heard before these.
+    """
+    again: set[int] = set()
+    for inserted, places in groupby(range(len(path)), key=lambda place: path[place][0] is None):
+        if not inserted:
+            continue
+        run = list(places)
+        numbers = [j for _, j in path[run[0] : run[-1] + 1] if j is not None]
+        words, reach = [heard[j] for j in numbers], len(run) * 3 // 2
+        before = [*said, *_said(path[: run[0]], heard)][-reach:]
+        after = _said(path[run[-1] + 1 :], heard)[:reach]
+        # Of a phrase said twice, the end of the first time and the beginning of the second may be left over:
+        # then one part of the run is found after it and the other before it.
+        found = _found(words, before) | _found(words, after)
+        if 2 * len(found) > len(words):
+            again.update(numbers[k] for k in found)
+    return again
+
+
+def _said(path: Sequence[Pair], heard: Sequence[str]) -> list[str]:
+    return [heard[j] for i, j in path if i is not None and j is not None]
+
+
+def _found(words: Sequence[str], others: Sequence[str]) -> set[int]:
+    """Return the numbers of those words that are among others in the same order."""
+    blocks = SequenceMatcher(None, words, others, autojunk=False).get_matching_blocks()
+    return {k for block in blocks for k in range(block.a, block.a + block.size)}
 
 
 def _same_run(path: Sequence[Pair], one: int, other: int) -> bool:
@@ -170,7 +204,8 @@ class EdgeCount:
     """Words skipped or repeated near the edges of chunks and away from them.
 
     Near is within a quarter of a chunk of an edge, which is half of the time: without a cause at the edges
-    both counts are the same but for chance.
+    both counts are the same but for chance. A fault that strikes everywhere shows in the rate alone, as do
+    the recogniser's own mistakes, so that it has to be seen beside the ground truth's.
 
     Attributes:
         near: words within a quarter of a chunk.
@@ -181,6 +216,16 @@ class EdgeCount:
     near: int
     away: int
     edges: int
+
+    @property
+    def rate(self) -> float:
+        """Words near an edge, for each edge."""
+        return self.near / self.edges if self.edges else 0.0
+
+    @property
+    def rate_error(self) -> float:
+        """Standard error of the rate, the count being Poisson's."""
+        return float(self.near**0.5 / self.edges) if self.edges else 0.0
 
     @property
     def excess(self) -> float:

@@ -8,18 +8,32 @@ from .loop import Trained
 
 
 def hinge_real_made(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
-    """Return the discriminators' hinge loss: verdicts on real above 1, on made below -1."""
+    """Return the discriminators' hinge loss: verdicts on real above 1, on made below -1.
+
+    mean max(0, 1 - D(real)) + mean max(0, 1 + D(made)), a mean over discriminators.
+
+    Args:
+        real: features of every layer of each discriminator, verdicts last.
+        made: the same of what was made.
+
+    Source: the hinge loss of arXiv 1705.02894.
+    """
     terms = [F.relu(1 - r[-1]).mean() + F.relu(1 + m[-1]).mean() for r, m in zip(real, made, strict=True)]
     return torch.stack(terms).mean()
 
 
 def hinge_fooled(made: list[list[Tensor]]) -> Tensor:
-    """Return the generator's loss: verdicts on what it made as high as they go."""
+    """Return the generator's loss, -mean D(made): verdicts on what it made as high as they go."""
     return torch.stack([-each[-1].mean() for each in made]).mean()
 
 
 def feature_loss(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
-    """Return the mean distance of the discriminators' features, relative to their size on what is real."""
+    """Return the mean distance of the discriminators' features, relative to their size on what is real.
+
+    mean |D_l(made) - D_l(real)| / mean |D_l(real)|, a mean over layers l and discriminators.
+
+    Source: EnCodec, arXiv 2210.13438, section 3.4.
+    """
     terms = [
         (m - r.detach()).abs().mean() / r.detach().abs().mean().clamp(min=1e-4)
         for rs, ms in zip(real, made, strict=True)
@@ -43,7 +57,7 @@ def adversarial_losses(
     Returns:
         The generator's loss, that of features, both with gradients to ``made``, and figures for the log.
 
-    Source: hinge loss and feature matching as in MelGAN, arXiv 1910.06711 section 3.
+    Source: hinge loss and feature matching together as in MelGAN, arXiv 1910.06711.
     """
     device = real.device.type
     with torch.autocast(device, torch.bfloat16):

@@ -124,6 +124,9 @@ class Timeline:
 class AlignerStage(Stage):
     """Audio latents to tokens, on recordings whose token times are known.
 
+    The loss is the cross-entropy -sum p log q, in nats a frame, of its true shares p and those that are told,
+    q. Its least value is the entropy of the shares, not 0.
+
     Args:
         preset: sizes.
         corpus: recordings.
@@ -143,7 +146,7 @@ class AlignerStage(Stage):
         config: LoopConfig = CONFIG,
     ) -> None:
         vocabulary = preset.orchestrator.vocabulary
-        super().__init__(config, {"corpus": corpus.about["key"], "sizes": [latents.shape[1], vocabulary]})
+        super().__init__(config, {"corpus": corpus.digest, "sizes": [latents.shape[1], vocabulary]})
         torch.manual_seed(config.seed)
         self.latents, self.device, self.vocabulary = latents, device, vocabulary
         self.timeline = Timeline(corpus, range(len(corpus) - held_out(corpus)))
@@ -180,6 +183,8 @@ def align(log_probs: Tensor, tokens: Sequence[int], start: float = 0.0) -> Tenso
 
     Raises:
         ValueError: a shape, a token or ``start`` is out of range.
+
+    Source: the most likely path by dynamic programming, Viterbi 1967; that states may be passed over is ours.
     """
     _check(log_probs, tokens, start)
     if not len(log_probs):

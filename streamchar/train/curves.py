@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .loop import read_log
+from .loop import TrainingError, read_log
 
 COLUMNS = 3
 #: Logged beside the losses.
@@ -10,11 +10,21 @@ OTHERS = {"step", "seconds", "norm", "chunks"}
 
 
 def draw_curves(directory: Path) -> Path:
-    """Draw every logged figure of every stage over its steps; return the picture's file."""
+    """Draw every logged figure of every stage over its steps; return the picture's file.
+
+    Raises:
+        TrainingError: no stage has logged anything.
+    """
+    logs = {file.parent.name: list(read_log(file.parent)) for file in sorted(directory.glob("*/log.jsonl"))}
+    logs = {stage: entries for stage, entries in logs.items() if entries}
+    if not logs:
+        raise TrainingError(
+            f"{directory} must hold the log of a stage, got none; run one first, such as: "
+            "streamchar train vocoder"
+        )
     from matplotlib.figure import Figure
 
-    logs = {file.parent.name: list(read_log(file.parent)) for file in sorted(directory.glob("*/log.jsonl"))}
-    rows = -(-max(len(logs), 1) // COLUMNS)
+    rows = -(-len(logs) // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 3 * rows), layout="constrained")
     cells = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, (stage, entries) in zip(cells, logs.items()):
@@ -23,7 +33,9 @@ def draw_curves(directory: Path) -> Path:
             axes.plot(*zip(*points, strict=True), label=name)
         axes.set_title(stage)
         axes.set_xlabel("step")
-        axes.set_yscale("log")
+        lowest = min((entry[key] for entry in entries for key in set(entry) - OTHERS), default=1.0)
+        # A generator's loss may fall below 0, where a logarithm has no place for it.
+        axes.set_yscale("log" if lowest > 0 else "symlog")
         axes.legend(fontsize=7)
     for axes in cells[len(logs) :]:
         axes.set_axis_off()

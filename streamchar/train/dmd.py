@@ -4,8 +4,9 @@ The gradient of the divergence between the generator's distribution and the data
 the difference of their scores. A score at a noise level is known from the clean data that a denoiser predicts
 there: the frozen teacher for the data, and a copy that is trained all along on the generator's own samples.
 
-Source: DMD, arXiv 2311.18828, equations 5 to 8; two time scales and backward simulation, DMD2, arXiv
-2405.14867, sections 4.2 and 4.4.
+Source: DMD, arXiv 2311.18828, equations 5 to 8; several steps, their samples made as at run time, DMD2,
+arXiv 2405.14867, sections 4.4 and 4.5. Its two time scales (section 4.2: five updates of the score for each
+of the generator) are not taken over; :mod:`.student` says what is done.
 """
 
 import torch.nn.functional as F

@@ -1,6 +1,9 @@
 """Rectified flow: noise levels to train on, and the straight line between data and noise.
 
-x = (1 - sigma) z + sigma eps, velocity v = eps - z, so that z = x - sigma v (arXiv 2209.03003).
+x = (1 - sigma) z + sigma eps, velocity v = eps - z, so that z = x - sigma v.
+
+Source: rectified flow, arXiv 2209.03003, section 2.1; the same path in flow matching, arXiv 2210.02747,
+section 4.1, "optimal transport conditional VFs". In both, time runs the other way.
 """
 
 import torch

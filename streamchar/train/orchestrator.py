@@ -64,7 +64,7 @@ class OrchestratorStage(Stage):
         device: torch.device,
         config: LoopConfig = CONFIG,
     ) -> None:
-        about = {"corpus": corpus.about["key"], "orchestrator": repr(preset.orchestrator)}
+        about = {"corpus": corpus.digest, "orchestrator": repr(preset.orchestrator)}
         super().__init__(config, about)
         torch.manual_seed(config.seed)
         self.preset, self.corpus, self.latents, self.device = preset, corpus, latents, device
@@ -82,7 +82,21 @@ class OrchestratorStage(Stage):
 
 
 def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the flow-matching, pointer and duration losses of a batch."""
+    """Return the flow-matching, pointer and duration losses of a batch.
+
+    Args:
+        model: orchestrator and velocity map.
+        batch: chunks of speech with their true places and durations.
+        generator: of levels, noise, and errors of place and history.
+
+    Returns:
+        Scalars with a graph. "flow": mean of |v(x, sigma) - (eps - z)|^2, as in :func:`.teacher.flow_losses`;
+        "pointer": smooth L1 (beta 1 token) of the position at the end of each frame; "durations": smooth L1
+        (beta 0.25 frames), a mean over tokens, where the orchestrator plans them.
+
+    Source: the pointer's smooth L1 on alignment times, StreamChar, arXiv 2605.25659; smooth L1, Fast R-CNN,
+    arXiv 1504.08083, equation 3. Planned durations are ours.
+    """
     orchestrator = model.orchestrator
     count, device = len(batch.progress), batch.progress.device
     sigma = draw_sigmas((count, DRAWS), generator).to(device)

@@ -5,6 +5,9 @@ its denoising, its commits of sink and motion, its audio history; text slides th
 where the pointer says that the speech has come to. What conditions a chunk is handed out as a batch, so that
 one of its steps can be taken again with a graph. What grows with the number of chunks is the text and the
 sound alone, which an alignment needs whole: some kilobytes a chunk.
+
+Where the weights change between chunks, as a rollout's do, keys and values of reference and sink stay those
+of the weights that committed them; motion is committed anew each chunk, and all at the next rollout.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,10 @@ def spectrum(audio: Tensor, length: int) -> Tensor:
 
 
 def spectral_loss(made: Tensor, real: Tensor, sample_rate: int = 24000) -> Tensor:
-    """Return the mean distance of log-magnitudes and log-mel energies over several window lengths.
+    """Return the mean distance of magnitudes, their logarithms and those of mel energies over window lengths.
+
+    With magnitudes a of ``made`` and b of ``real``, and M the mel bank: |a - b|_2 / |b|_2
+    + mean |log a - log b| + 2 mean |log M a - log M b|.
 
     Args:
         made: [batch, samples] fp32.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,26 @@ from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
 from ..config import Preset
 from ..data.corpus import Corpus, CorpusConfig, build_corpus
+from ..data.digest import digest
 from . import aligner, decoder, orchestrator, rollout, student, teacher, vae, vocoder
 from .aligner import FrameClassifier
+from .files import read, write
 from .joint import JointModel, VideoLatents, encode_video
-from .loop import LoopConfig, Stage, TrainingError, averaged
+from .loop import LoopConfig, Stage, TrainingError, averaged, finished
 from .parallel import one_by_one
 
 #: Stages whose weights ship, in the order they are trained; the ablations of the last are not among them.
 SHIPPED = ("vocoder", "vae", "decoder", "orchestrator", "aligner", "teacher", "student", "rollout")
+ROLLOUTS = ("rollout", *(f"rollout-without-{part}" for part in rollout.PARTS))
+#: Stages of the joint model, which make an engine together with vocoder and decoder.
+JOINT = ("teacher", "student", *ROLLOUTS)
+#: Stages that one is built from; "vae" also where it is for its latents.
+PARENTS = {
+    "decoder": ("vae",),
+    "teacher": ("orchestrator", "vae"),
+    "student": ("teacher", "vae"),
+    **dict.fromkeys(ROLLOUTS, ("student", "teacher", "aligner", "vae")),
+}
 #: Recordings that are drawn and encoded, each with an identity of its own.
 VIDEOS = 700
 
@@ -74,12 +87,18 @@ class Workshop:
             loop: changes its config, such as the number of steps.
 
         Raises:
-            TrainingError: there is no such stage, or one that it builds on has not been trained.
+            TrainingError: there is no such stage, or one that it builds on has not been trained to its end.
         """
         if name not in self._builders:
             raise TrainingError(f"stage must be one of {', '.join(self.stages)}, got {name!r}")
+        parents = PARENTS.get(name, ())
+        # Before the corpus, which takes minutes.
+        for parent in parents:
+            finished(self.runs, parent)
         config, build = self._builders[name]
-        return build(config if loop is None else loop(config))
+        stage = build(config if loop is None else loop(config))
+        stage.about["parents"] = {parent: self._digest(parent) for parent in parents}
+        return stage
 
     def vocoder(self) -> Vocoder:
         """Return the trained vocoder."""
@@ -110,24 +129,28 @@ class Workshop:
         return model
 
     def audio(self) -> Tensor:
-        """Return the audio latents of the corpus, encoded once."""
-        file = self.root / "audio_latents.pt"
-        with one_by_one():
-            if not file.is_file():
-                codec = Vocoder.from_preset(self.preset).to(self.device)
-                vocoder.fit_encoder(codec, self._corpus())
-                torch.save(orchestrator.audio_latents(codec, self._corpus()), file)
-        latents: Tensor = torch.load(file, weights_only=True)
+        """Return the audio latents of the corpus, encoded anew where it or the preset's vocoder changed."""
+
+        def encode() -> dict[str, Any]:
+            codec = Vocoder.from_preset(self.preset).to(self.device)
+            vocoder.fit_encoder(codec, self._corpus())
+            return {"latents": orchestrator.audio_latents(codec, self._corpus())}
+
+        # The encoder is fitted in closed form: it is that of the corpus, trained vocoder or not.
+        sources = {"vocoder": repr(self.preset.vocoder)}
+        latents: Tensor = self._latents("audio_latents.pt", sources, encode)["latents"]
         return latents
 
     def video(self) -> VideoLatents:
-        """Return video latents, encoded once."""
-        file, picture = self.root / "video_latents.pt", self.preset.picture
-        with one_by_one():
-            if not file.is_file():
-                size = picture.height, picture.width
-                torch.save(vars(encode_video(self.vae("vae"), self._corpus(), self.videos, size)), file)
-        return VideoLatents(**torch.load(file, weights_only=True))
+        """Return video latents, encoded anew where the corpus or the VAE has changed."""
+        size = self.preset.picture.height, self.preset.picture.width
+
+        def encode() -> dict[str, Any]:
+            return vars(encode_video(self.vae("vae"), self._corpus(), self.videos, size))
+
+        finished(self.runs, "vae")
+        sources = {"vae": self._digest("vae"), "videos": self.videos, "size": list(size)}
+        return VideoLatents(**self._latents("video_latents.pt", sources, encode))
 
     def normalised(self) -> Preset:
         """Return the preset whose VAE gives latents of mean 0 and variance 1."""
@@ -140,6 +163,23 @@ class Workshop:
         if (directory / "corpus.json").is_file():
             return Corpus(directory)
         return build_corpus(directory, self._corpus_config)
+
+    def _latents(
+        self, name: str, sources: dict[str, Any], encode: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what a file of latents holds, made first where it was not made from these sources."""
+        file = self.root / name
+        with one_by_one():
+            sources = {"corpus": self._corpus().digest, **sources}
+            saved = read(file, "run the same command again") if file.is_file() else None
+            if not isinstance(saved, dict) or saved.get("sources") != sources:
+                saved = {"sources": sources, "latents": encode()}
+                write(saved, file)
+        latents: dict[str, Any] = saved["latents"]
+        return latents
+
+    def _digest(self, stage: str) -> str:
+        return digest(self.runs / stage / "checkpoint.pt")
 
     def _vocoder(self, config: LoopConfig) -> Stage:
         return vocoder.VocoderStage(self.preset, self.corpus(), self.device, config)

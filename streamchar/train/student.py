@@ -5,6 +5,11 @@ regression warm-up). Then it makes chunks as it will at run time, with a random 
 teacher and a copy of it that learns the student's own samples say which way to move them. The teacher's word
 on the sound is guided by the text, so that the student speaks more clearly than the recordings alone ask for.
 
+Student and score go at one pace: for each update of the student there is one of its score, at the same rate
+(in a rollout, one of each a chunk). The two time scales of the papers are for networks of their size: DMD2
+(arXiv 2405.14867, section 4.2) takes five updates of the score for each of the generator, StreamChar's stage
+II gives it a fifth of the student's rate.
+
 Source: StreamChar (arXiv 2605.25659), distillation stage I; :mod:`.dmd` for the method.
 """
 
@@ -27,7 +32,7 @@ from .teacher import unsure
 CONFIG = LoopConfig(steps=180, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
 #: Share of the run that is regression alone.
 WARM_UP = 0.4
-#: Learning rate of the student's own score against the student's: it must keep up with what moves.
+#: Learning rate of the student's own score against the student's, with one update of each a step.
 SCORE_RATE = 1.0
 #: Of what the teacher predicts for the sound, by the text: 1 is its plain prediction.
 GUIDANCE = 2.0
@@ -66,7 +71,7 @@ class StudentStage(Stage):
         start: tuple[JointModel, JointModel] | None = None,
         trains_pointer: bool = False,
     ) -> None:
-        about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
+        about = {"corpus": corpus.digest, "dit": repr(preset.dit), "videos": len(video)}
         super().__init__(config, about)
         self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
         self.teacher = teacher.to(device).requires_grad_(False)
@@ -129,7 +134,10 @@ class StudentStage(Stage):
         return torch.full((count,), self.levels[index], device=self.device)
 
     def _regression(self, batch: JointBatch, given: Pair, generator: torch.Generator) -> Tensor:
-        """Return the flow-matching loss at the student's own noise levels, one drawn for each row."""
+        """Return the flow-matching loss at the student's own noise levels, one drawn for each row.
+
+        The sum of both modalities, as in :func:`.teacher.flow_losses`.
+        """
         steps = self.preset.sampler.steps
         chosen = randint(steps, (len(batch.video),), generator)
         sigma = torch.tensor(self.levels)[chosen].to(self.device)
@@ -153,6 +161,11 @@ class StudentStage(Stage):
         return self._clean("student", batch, given, x, self._level(count, last))
 
     def _matching(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
+        """Return the loss of :func:`.dmd.distribution_matching_loss`, summed over modalities.
+
+        The score's prediction stands for what was made, the teacher's for the data, its sound guided by the
+        text.
+        """
         sigma = draw_sigmas((len(batch.video),), generator).clamp(0.02, 0.98).to(self.device)
         noise = self._noise(batch, generator)
         with torch.no_grad():
@@ -166,6 +179,10 @@ class StudentStage(Stage):
         return torch.stack(losses).sum()
 
     def _score_loss(self, batch: JointBatch, given: Pair, made: Pair, generator: torch.Generator) -> Tensor:
+        """Return the flow-matching loss of the score on what was made.
+
+        Source: DMD, arXiv 2311.18828, equation 6, for velocities.
+        """
         sigma = draw_sigmas((len(batch.video),), generator).to(self.device)
         noise = self._noise(batch, generator)
         x = interpolate(made[0], noise[0], sigma), interpolate(made[1], noise[1], sigma)

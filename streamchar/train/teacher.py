@@ -47,7 +47,7 @@ class TeacherStage(Stage):
         device: torch.device,
         config: LoopConfig = CONFIG,
     ) -> None:
-        about = {"corpus": corpus.about["key"], "dit": repr(preset.dit), "videos": len(video)}
+        about = {"corpus": corpus.digest, "dit": repr(preset.dit), "videos": len(video)}
         super().__init__(config, about)
         torch.manual_seed(config.seed)
         self.preset, self.corpus, self.audio, self.video, self.device = preset, corpus, audio, video, device
@@ -85,7 +85,20 @@ def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tenso
 def flow_losses(
     model: JointModel, memory: KVMemory, batch: JointBatch, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the flow-matching losses of both modalities."""
+    """Return the flow-matching losses of both modalities: the mean of |v(x, sigma) - (eps - z)|^2.
+
+    Args:
+        model: whose velocities are judged.
+        memory: as large as the batch.
+        batch: clean chunks with what conditions them.
+        generator: of levels, noise, and what is left out.
+
+    Returns:
+        "video" and "audio", scalars with a graph, means over rows, draws and elements.
+
+    Source: conditional flow matching, arXiv 2210.02747, equation 9, on the straight path of rectified flow,
+    arXiv 2209.03003, equation 1; summed over modalities as in StreamChar, arXiv 2605.25659.
+    """
     count = len(batch.video)
     sigmas = draw_sigmas((count, DRAWS), generator).to(batch.video.device)
     batch = without_text(batch, rand((count,), generator) < DROP_TEXT)

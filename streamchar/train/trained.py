@@ -63,6 +63,9 @@ class Trained:
     A module in 16 bits is trained through a copy of its weights in fp32, in which steps too small for it add
     up. Gradients are averaged over all processes.
 
+    Source: fp32 copies, arXiv 1710.03740, section 3.1; the average is d a + (1 - d) w with the decay
+    d = min(ema, (1 + step) / (10 + step)), as TensorFlow's ExponentialMovingAverage has it.
+
     Args:
         module: its parameters that require a gradient are trained.
         config: learning rate, clipping and averaging.

@@ -32,14 +32,24 @@ IDENTITIES = 1_000_000
 
 
 class VaeStage(Stage):
-    """Frames to latents and back."""
+    """Frames to latents and back.
+
+    Args:
+        preset: sizes.
+        corpus: speech to draw characters to.
+        device: where to train.
+        config: of the loop.
+
+    Source: the VAE of arXiv 1312.6114 with a variance of its latents that is fixed, so that of its divergence
+    from the normal distribution their squares are left; distances of pixels for the likelihood.
+    """
 
     name = "vae"
 
     def __init__(
         self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG
     ) -> None:
-        super().__init__(config, {"corpus": corpus.about["key"], "vae": repr(preset.vae)})
+        super().__init__(config, {"corpus": corpus.digest, "vae": repr(preset.vae)})
         torch.manual_seed(config.seed)
         self.corpus, self.device = corpus, device
         self.size = preset.picture.height, preset.picture.width
@@ -105,7 +115,16 @@ class VaeStage(Stage):
 
 
 def edge_loss(made: Tensor, real: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean distance of differences between neighbouring pixels, along both axes."""
+    """Return the weighted mean distance of differences between neighbouring pixels, summed over both axes.
+
+    Args:
+        made: [..., height, width].
+        real: the same shape.
+        weights: [height, width]; a difference has that of its left or upper pixel.
+
+    Source: the gradient difference loss of arXiv 1511.05440 with exponent 1, here of signed differences, so
+    that shading the wrong way round costs too.
+    """
     total = made.new_zeros(())
     for axis in (-1, -2):
         a, b = (each.diff(dim=axis) for each in (made, real))

@@ -29,7 +29,7 @@ class VocoderStage(Stage):
     def __init__(
         self, preset: Preset, corpus: Corpus, device: torch.device, config: LoopConfig = CONFIG
     ) -> None:
-        super().__init__(config, {"corpus": corpus.about["key"], "vocoder": repr(preset.vocoder)})
+        super().__init__(config, {"corpus": corpus.digest, "vocoder": repr(preset.vocoder)})
         torch.manual_seed(config.seed)
         self.corpus, self.device = corpus, device
         self.vocoder = Vocoder.from_preset(preset).to(device)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import report
+from bench import h100, report
 from bench.cases import Case, Setting, all_cases
-from bench.h100 import time_case
+from bench.h100 import measure, time_case
 from bench.numerics import Check, all_checks
 from bench.tuning import all_tunings
 from streamchar.config import preset
+from tests.engine.small import build
 
 ROOT = Path(__file__).parents[2]
 CPU = Setting(preset("tiny"), torch.device("cpu"), torch.float32, compiled=False)
@@ -42,6 +44,79 @@ def test_the_command_checks_times_and_reports(tmp_path):
     assert len(timed["timings"][0]["samples_us"]) >= 10
     assert "modulation 320 x 256" in (tmp_path / "report.md").read_text()
     assert "modulation 320 x 256" in done.stdout
+    assert results["chunk"]["session"] is None
+    assert results["left_out"] == results["failed"] == []
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Make every stage as short as it can be, the same stages otherwise."""
+    monkeypatch.setattr("bench.chunk.CHUNKS", 3)
+    monkeypatch.setattr("bench.baseline.ROUNDS", 1)
+    monkeypatch.setattr("bench.lengths.ROUNDS", 1)
+    monkeypatch.setattr(h100, "all_checks", lambda setting: [Check("a kernel", 0.0, 0.1)])
+    timed = [case(streamchar=lambda: torch.ones(3), peer=lambda: torch.ones(3))]
+    monkeypatch.setattr(h100, "all_cases", lambda setting: timed)
+
+
+def test_the_chunk_comes_behind_the_numerics_and_before_the_kernels(tmp_path, short):
+    said = []
+    results = measure(CPU, tmp_path, seconds=600, say=said.append, build=build)
+    assert said == [
+        "numerics",
+        "checked a kernel",
+        "engine, warmed up",
+        "session of 3 chunks",
+        "denoising steps by chunk length",
+        "lead over eager, eager-prefix",
+        "case",
+    ]
+    assert results["left_out"] == results["failed"] == []
+    assert (tmp_path / "report.json").read_text() == json.dumps(results, indent=1) + "\n"
+    chunk = results["chunk"]
+    assert len(chunk["session"]["latencies"]) == 3
+    assert [each["latent_frames"] for each in chunk["lengths"]] == [8, 9]
+    assert chunk["baselines"]["eager"]["ratio"] > 0
+    assert {verdict["figure"] for verdict in chunk["verdicts"]} >= {
+        "chunk latency p99", "missed deadlines", "difference of eager from ours",
+    }  # fmt: skip
+    page = (tmp_path / "report.md").read_text()
+    for table in ("Session of 3 chunks", "Speed-up", "Chunk lengths", "Targets", "Numerics", "Timings"):
+        assert f"## {table}" in page
+    assert "T = 9" in page
+
+
+def test_the_engine_of_a_preset_is_built_where_none_is_given(tmp_path, short):
+    results = measure(CPU, tmp_path, seconds=600, only="by chunk length")
+    assert [each["latent_frames"] for each in results["chunk"]["lengths"]] == [8, 9]
+    assert results["chunk"]["session"] is None
+    assert results["cases"] == []
+
+
+def test_what_comes_after_the_deadline_is_left_out_by_name_and_claims_nothing(tmp_path, short):
+    results = measure(CPU, tmp_path, seconds=0, build=build)
+    assert results["left_out"] == [
+        "numerics",
+        "engine, warmed up",
+        "session of 3 chunks",
+        "denoising steps by chunk length",
+        "lead over eager, eager-prefix",
+        "case",
+    ]
+    assert results["chunk"]["passed"] is False
+    page = (tmp_path / "report.md").read_text()
+    assert "lead over eager, eager-prefix" in page.split("LEFT OUT")[1]
+    assert "| eager-prefix | nothing | at least 2 | MISSED |" in page
+
+
+def test_without_an_engine_the_kernels_are_timed_all_the_same(tmp_path, short):
+    def broken():
+        raise RuntimeError("no room")
+
+    results = measure(CPU, tmp_path, seconds=600, build=broken)
+    assert results["failed"] == ["engine, warmed up: RuntimeError: no room"]
+    assert "session of 3 chunks" in results["left_out"]
+    assert [timed["name"] for timed in results["cases"]] == ["case"]
 
 
 def test_every_case_builds_and_every_contender_runs():
@@ -111,17 +186,18 @@ def test_the_report_names_what_was_missed_and_what_was_wrong():
             {"config": {"block_m": 64}, "median_us": None, "failure": "OutOfResources"},
             {"config": {"block_m": 128}, "median_us": 5.0, "failure": None},
         ]}],
-        "skipped": ["experts"],
+        "left_out": ["experts"],
         "failed": ["prologue: OutOfResources"],
     }  # fmt: skip
-    page = report.markdown(results)
+    page = report.markdown(results, report.sections(results))
     assert "1 checks, 1 wrong" in page
     assert "MISSED (>= 0.85)" in page  # ours moves 1e12 bytes in 2 s, half of the ceiling
     assert "1.50 | 0.333 TB/s | 33% | MISSED (>= 2)" in page
     assert page.index("'block_m': 128") < page.index("OutOfResources")
-    assert "experts" in page.split("Skipped")[1]
+    assert "experts" in page.split("LEFT OUT")[1]
     assert "prologue: OutOfResources" in page.split("DID NOT RUN")[1]
-    assert len(list(report.tables(results))) == page.count("## ")
+    tables = [report.as_table(section) for section in report.sections(results)]
+    assert [table.title for table in tables] == re.findall("^## (.*)$", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("error", [0.05, 0.1])

@@ -66,12 +66,6 @@ def test_bad_input_is_told_in_one_line_and_writes_nothing(tmp_path, arguments, m
     assert not out.exists()
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    done = run("hi", "-o", tmp_path / "absent" / "out.mp4")
-    assert done.exit_code == 1
-    assert "absent" in done.output.replace("\n", "")
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Serve the command with the engine of the tests."""
@@ -241,3 +235,50 @@ def test_the_default_picture_fits_any_size():
     assert picture.abs().max() <= 1
     assert picture[:, 24, 16].mean() > picture[:, 0, 0].mean()
     assert torch.equal(picture, default_reference("5b", 48, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["привет"], "be in Latin script"),
+        (["🙂"], "have something to speak"),
+        (["bell\x07"], "have no control characters"),
+        (["hi", "--seed", 2**64], "--seed"),
+        (["hi", "--reference", "absent.png"], "absent.png"),
+    ],
+    ids=["script", "emoji", "control", "seed", "reference"],
+)
+def test_what_cannot_be_spoken_leaves_the_file_that_was_there_and_builds_no_engine(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(speak, "StreamCharEngine", None)
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"an older film")
+    done = run(*arguments, "-o", out)
+    assert done.exit_code in (1, 2), done.output
+    assert message in done.output.replace("\n", "")
+    assert "Traceback" not in done.output
+    assert out.read_bytes() == b"an older film"
+
+
+@pytest.mark.usefixtures("small")
+def test_ctrl_c_before_the_first_chunk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    def interrupted(engine, turn):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"an older film")
+    assert run(LONG, "-o", out).exit_code == 130
+    assert out.read_bytes() == b"an older film"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_an_engine_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(speak, "StreamCharEngine", None)
+    for out, message in (
+        (tmp_path, "is a directory; name a file"),
+        (tmp_path / "absent" / "out.mp4", "absent"),
+    ):
+        done = run("hi", "-o", out)
+        assert done.exit_code == 1
+        assert message in " ".join(done.output.split()).replace("\n", "")

@@ -1,6 +1,7 @@
 """The corpus: recordings of whole latents with the times of their tokens, the same for the same config."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from streamchar.data.corpus import (
     CorpusError,
     build_corpus,
 )
+from streamchar.data.digest import digest
 
 SHORT = CorpusConfig(hours=0.002, seed=3, sentences=(1, 1))
 FILES = ("tokens.npy", "ends.npy", "words.npy", "audio.npy", "bounds.npy", "corpus.json")
@@ -77,8 +79,29 @@ def test_the_corpus_says_what_it_is_made_of(corpus):
     assert CorpusConfig(0.006, 1, (1, 2)).key != about["key"]
 
 
+def test_the_digest_is_that_of_the_arrays(tmp_path):
+    made = build_corpus(tmp_path / "a", SHORT)
+    assert made.digest == made.about["digest"] == build_corpus(tmp_path / "b", SHORT).digest
+    arrays = [tmp_path / "a" / file for file in FILES[:-1]]
+    assert made.digest == digest(*arrays)
+    # Half a unit of a phoneme's time is another corpus, of the same config.
+    ends = np.load(arrays[1])
+    ends[3] += 0.25
+    np.save(arrays[1], ends)
+    assert made.digest != digest(*arrays)
+
+
 def test_audio_lies_on_disk_until_it_is_read(corpus):
     assert isinstance(corpus[0].audio, np.memmap)
+
+
+@pytest.mark.parametrize("file", ["corpus.json", "tokens.npy", "audio.npy"])
+def test_a_corpus_that_is_not_whole_is_refused(file, corpus, tmp_path):
+    shutil.copytree(corpus.directory, tmp_path / "corpus")
+    path = tmp_path / "corpus" / file
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CorpusError, match=f"{path} must be a whole file .* run: streamchar train data"):
+        Corpus(tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sentences to train on and to be tested on: the same for a seed, apart from each other, wide in sound."""
 
+import itertools
 import re
 import string
 
@@ -14,6 +15,7 @@ from streamchar.data.sentences import (
     paragraphs,
     training_sentences,
 )
+from streamchar.eval.sources import everyday_sentences
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,13 @@ def test_no_held_out_word_is_trained_on_in_any_form(corpus: list[str]) -> None:
     unseen = {form.lower() for form in words.forms_of(HELD_OUT_WORDS)}
     assert {"polished", "glaciers", "borrowing", "prague"} <= unseen
     assert unseen.isdisjoint(spoken(" ".join(corpus)))
+
+
+def test_the_everyday_sentences_of_the_evaluation_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyday = everyday_sentences()
+    source = itertools.cycle([*everyday, "The cat sat on the warm stone."])
+    monkeypatch.setattr(sentences, "_candidates", lambda *_: source)
+    assert training_sentences(1, seed=0) == ["The cat sat on the warm stone."]
 
 
 def test_a_third_of_the_held_out_sentences_at_least_holds_a_held_out_word() -> None:

@@ -31,6 +31,8 @@ SMALL = replace(
         dim=64, layers=2, heads=1, kv_heads=1, head_dim=64, ffn=128, vocabulary=512, transcript_tokens=64
     ),
 )
+#: The same with planned durations, by which the shipped voice speaks; pretrained language models have none.
+PLANNED = replace(SMALL, orchestrator=replace(SMALL.orchestrator, duration_dim=16))
 TEXT = "one two three four five six seven eight nine ten"
 
 

@@ -11,7 +11,7 @@ from streamchar.capture import GraphPool
 from streamchar.footprint import Working
 from streamchar.kernels import _rows, attention_torch
 from tests.engine.recorded import FORBIDDEN, LivePool, RecordingPool
-from tests.engine.small import TEXT, build, fixed_tensors, media, picture, take
+from tests.engine.small import PLANNED, TEXT, build, fixed_tensors, media, picture, take
 
 BY_ROW = attention_torch._attend_by_row
 
@@ -19,7 +19,7 @@ BY_ROW = attention_torch._attend_by_row
 def built(pool):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "GraphPool", pool)
-        return build()
+        return build(config=PLANNED)
 
 
 @pytest.fixture(scope="module")

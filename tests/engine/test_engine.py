@@ -8,10 +8,11 @@ import torch
 from streamchar import engine as engine_module
 from streamchar.checkpoint import CheckpointError
 from streamchar.engine import CapacityError, StreamCharEngine
+from streamchar.footprint import WeightsMemoryError
 from streamchar.numerics import assert_close
 from streamchar.pacing import Pacer
 from streamchar.session import SessionBusyError, SessionClosedError, Turn
-from streamchar.text import TextError
+from streamchar.text import ByteTokenizer, TextError
 from tests.engine.simulated import Simulated
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 
@@ -170,7 +171,8 @@ def test_interrupt_reports_what_was_delivered_and_drops_the_rest():
     speech = session.speak(TEXT, max_seconds=60)
     chunk = next(speech)
     report = session.interrupt()
-    assert report.sample == 32000
+    assert report.sample == report.played_sample == 32000
+    assert report.words == report.played_words
     assert report.words == len(chunk.words)
     assert report.text == " ".join(word.text for word in chunk.words)
     with pytest.raises(StopIteration):
@@ -178,7 +180,7 @@ def test_interrupt_reports_what_was_delivered_and_drops_the_rest():
     assert next(session.speak("more")).start_sample == 32000
 
 
-def test_interrupt_takes_effect_within_one_denoising_step(monkeypatch):
+def test_an_interruption_drops_the_chunk_at_its_next_denoising_step(monkeypatch):
     engine = build()
     session = engine.open(picture())
     lane = engine._passes.rows[0].lane
@@ -208,34 +210,6 @@ def test_async_iteration_gives_the_same_chunks():
     chunks = asyncio.run(collect(build().open(picture(), seed=7)))
     expected = take(build().open(picture(), seed=7), 2)
     assert torch.equal(media(chunks)[0], media(expected)[0])
-
-
-def test_text_may_arrive_while_speaking():
-    session = build().open(picture())
-    asked = []
-
-    def pieces():
-        for piece in ("one two ", "three ", "four"):
-            asked.append(piece)
-            yield piece
-
-    speech = session.speak(pieces(), max_seconds=60)
-    assert len(asked) == 1
-    next(speech)
-    assert len(asked) >= 2
-
-
-def test_a_dead_iterator_ends_the_speech_and_leaves_the_session_usable():
-    session = build().open(picture())
-
-    def pieces():
-        yield "one two three "
-        raise ConnectionError("the model went away")
-
-    speech = session.speak(pieces())
-    with pytest.raises(ConnectionError):
-        list(speech)
-    assert next(session.speak("and on")).index == 0
 
 
 def test_a_full_engine_refuses_and_goes_on():
@@ -286,14 +260,32 @@ def test_text_that_cannot_be_spoken_is_refused_before_any_work(text):
     [
         (torch.zeros(3, 16, 16), r"reference must have shape \[3, 32, 32\], got \[3, 16, 16\]"),
         (torch.full((3, 32, 32), float("nan")), "reference must be finite"),
+        (
+            torch.full((3, 32, 32), 255.0),
+            r"reference must lie in \[-1, 1\], got 255 to 255; levels of 0 to 255",
+        ),
+        (
+            torch.zeros((3, 32, 32), dtype=torch.uint8),
+            "reference must be a floating-point tensor, got torch.uint8",
+        ),
+        (None, "reference must be a floating-point tensor, got NoneType; load_reference"),
     ],
-    ids=["shape", "nan"],
+    ids=["shape", "nan", "range", "integers", "none"],
 )
 def test_a_wrong_reference_is_refused_and_takes_no_place(reference, message):
     engine = build()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         engine.open(reference)
     assert engine.stats().sessions == 0
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 1.5, "7", True])
+def test_a_seed_that_is_no_64_bit_integer_is_refused_and_takes_no_place(seed):
+    engine = build()
+    with pytest.raises((ValueError, TypeError), match="seed must be"):
+        engine.open(picture(), seed=seed)
+    assert engine.stats().sessions == 0
+    assert take(engine.open(picture(), seed=2**63 - 1), 1)
 
 
 def test_an_error_before_the_chunk_is_made_leaves_the_session_as_it_was(monkeypatch):
@@ -389,6 +381,38 @@ def test_an_engine_without_rows_or_weights_is_refused():
         build(max_sessions=0)
     with pytest.raises(CheckpointError, match="random_weights=True"):
         StreamCharEngine.from_preset("5b")
+
+
+def test_weights_that_the_memory_cannot_hold_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(engine_module, "available_bytes", lambda device: 2**30)
+    with pytest.raises(
+        WeightsMemoryError, match=r"weights must fit the device, got \d\d\.\d GiB .* 1\.0 GiB"
+    ):
+        StreamCharEngine.from_preset("5b", random_weights=True)
+
+
+class Shouting(ByteTokenizer):
+    """A tokenizer of a user's own."""
+
+    def encode(self, text):
+        return super().encode(text.upper())
+
+
+def test_a_tokenizer_of_ones_own_is_asked_for_when_its_engine_is_loaded(tmp_path):
+    engine = build()
+    with torch.random.fork_rng():
+        engine = StreamCharEngine(
+            SMALL, engine.dit, engine.orchestrator, engine.vae, engine.vocoder, Shouting()
+        )
+    engine.save_pretrained(tmp_path / "weights")
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer; give from_pretrained\(tokenizer=\)"):
+        StreamCharEngine.from_pretrained(tmp_path / "weights")
+    again = StreamCharEngine.from_pretrained(tmp_path / "weights", device="cpu", tokenizer=Shouting())
+    ours, theirs = (media(take(each.open(picture(), seed=7))) for each in (engine, again))
+    assert torch.equal(ours[1], theirs[1])
+    again.save_pretrained(tmp_path / "once-more")
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
+        StreamCharEngine.from_pretrained(tmp_path / "once-more")
 
 
 def test_a_saved_engine_speaks_as_before(tmp_path):

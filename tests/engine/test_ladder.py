@@ -17,7 +17,7 @@ from streamchar.numerics import assert_close
 from streamchar.orchestrator import append_history
 from streamchar.sampler import Denoiser
 from streamchar.session import Turn
-from tests.engine.small import SMALL, TEXT, build, media, picture, take
+from tests.engine.small import PLANNED, SMALL, TEXT, build, media, picture, take
 
 T = SMALL.chunk.latent_frames
 #: The bound of one chunk in test_model.py, and half as much for what seven chunks before it hand on.
@@ -33,7 +33,7 @@ def from_scratch(engine, reference, seed, windows):
     lengths = torch.zeros(1, dtype=torch.int32)
     seeds = torch.tensor([seed])
     video, audio = [], []
-    for chunk, (ids, count) in enumerate(windows):
+    for chunk, (ids, count, progress) in enumerate(windows):
         x_video = torch.empty(
             (1, preset.chunk.latent_frames, preset.picture.channels, *preset.picture.latent_size)
         )
@@ -52,7 +52,7 @@ def from_scratch(engine, reference, seed, windows):
                 dit.commit(role, latents, denoiser.modulation, memory)
                 memory.set_valid(0, **{role: True})
             sigma = denoiser.sigmas[step].expand(1)
-            c_a, _ = orchestrator(ids, count, history, lengths, x_audio, sigma)
+            c_a, _ = orchestrator(ids, count, history, lengths, x_audio, sigma, progress)
             index = torch.tensor([step], dtype=torch.int32)
             v_video, v_audio = dit.step(x_video, x_audio, c_a, index, denoiser.modulation, memory)
             sampler_step(x_video, x_audio, v_video, v_audio, denoiser.sigmas, index, seeds, number)
@@ -64,17 +64,23 @@ def from_scratch(engine, reference, seed, windows):
     return frames, samples
 
 
+def conditions(buffers):
+    """Return what the orchestrator is asked with: the window, its length, and how much of it is said."""
+    return buffers.text_ids.clone(), buffers.text_lengths.clone(), buffers.progress.clone()
+
+
+@pytest.mark.parametrize("config", [SMALL, PLANNED], ids=["pretrained", "planned-durations"])
 @pytest.mark.parametrize(
     ("sink", "motion", "chunks"), [(T, T, 8), (0, T, 3), (T, 0, 3), (0, 0, 3), (1, 1, 3)]
 )
-def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, sink, motion, chunks):
-    kept = replace(SMALL.chunk, sink_latents=sink, motion_latents=motion)
-    engine = build(config=replace(SMALL, chunk=kept))
+def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, config, sink, motion, chunks):
+    kept = replace(config.chunk, sink_latents=sink, motion_latents=motion)
+    engine = build(config=replace(config, chunk=kept))
     lane, windows = engine._passes.rows[0].lane, []
     draw = lane.draw
 
     def recorded():
-        windows.append((lane.buffers.text_ids.clone(), lane.buffers.text_lengths.clone()))
+        windows.append(conditions(lane.buffers))
         draw()
 
     monkeypatch.setattr(lane, "draw", recorded)
@@ -96,7 +102,7 @@ def assert_equal_to_rounding(video, audio, frames, samples):
 @torch.inference_mode()
 def test_batched_passes_equal_recomputing_each_session_alone():
     # One session is a chunk ahead: the first commit of the other, its sink, falls into a pass of both.
-    engine, seeds = build(max_sessions=2), (7, 8)
+    engine, seeds = build(max_sessions=2, config=PLANNED), (7, 8)
     sessions = [engine.open(picture(seed), seed=seed) for seed in seeds]
     passes, windows, chunks = engine._passes, [[], []], [[], []]
     for session in sessions:
@@ -106,7 +112,7 @@ def test_batched_passes_equal_recomputing_each_session_alone():
         passes.make(turns)
         for row, turn in zip(rows, turns, strict=True):
             buffers = passes.rows[row].lane.buffers
-            windows[row].append((buffers.text_ids.clone(), buffers.text_lengths.clone()))
+            windows[row].append(conditions(buffers))
             chunks[row].append(passes.deliver(turn.delivery))
     assert engine.stats().batched == 6
     for row, seed in enumerate(seeds):

@@ -1,6 +1,5 @@
 """The pacer keeps its lead on any clock, and the viewer counts what a person would notice."""
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 
@@ -28,29 +27,25 @@ class FakeClock:
         assert len(self.sleeps) < 1000, "a busy loop"
         self.now += seconds * self.accuracy
 
-    async def sleep_async(self, seconds: float) -> None:
-        self.sleep(seconds)
-
     def pacer(self, lead: float = CHUNK) -> Pacer:
-        return Pacer(lead, self, self.sleep, self.sleep_async)
+        return Pacer(lead, self, self.sleep)
 
 
-def run(pacer: Pacer, clock: FakeClock, compute: Sequence[float], asynchronous: bool = False) -> list[float]:
+def run(pacer: Pacer, clock: FakeClock, compute: Sequence[float]) -> list[float]:
     """Generate one chunk for each entry of ``compute``; return the lead just before each delivery."""
     leads = []
     for seconds in compute:
-        assert asyncio.run(pacer.wait_async()) if asynchronous else pacer.wait()
+        assert pacer.wait()
         clock.now += seconds
         leads.append(pacer.lead)
         pacer.delivered(CHUNK)
     return leads
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_fast_generation_is_held_to_one_chunk_ahead(asynchronous: bool) -> None:
+def test_fast_generation_is_held_to_one_chunk_ahead() -> None:
     clock = FakeClock()
     pacer = clock.pacer()
-    leads = run(pacer, clock, [0.25] * 50, asynchronous)
+    leads = run(pacer, clock, [0.25] * 50)
     # Once held back: started with one chunk left to play, delivered 0.25 s later.
     assert leads[2:] == pytest.approx([CHUNK - 0.25] * 48)
     assert clock.now == pytest.approx(100.0 + 0.25 + 48 * CHUNK + 0.25)
@@ -122,19 +117,22 @@ def test_after_a_restart_the_silence_is_no_stall() -> None:
 
 def test_a_wait_can_be_cut_short_from_another_thread() -> None:
     stop = threading.Event()
-    pacer = Pacer(0.0, sleep=stop.wait)
+    pacer = Pacer(0.0)
     pacer.delivered(3600.0)
     threading.Timer(0.02, stop.set).start()
-    assert pacer.wait() is False
+    assert pacer.wait(stop) is False
+    # A clock of one's own is asked before each of its sleeps.
+    clock = FakeClock()
+    pacer = clock.pacer(0.0)
+    pacer.delivered(3600.0)
+    assert pacer.wait(stop) is False
+    assert clock.sleeps == []
 
 
 def test_real_clocks_serve_by_default() -> None:
     pacer = Pacer(0.0)
     pacer.delivered(0.02)
     assert pacer.wait() is True
-    assert pacer.lead == 0.0
-    pacer.delivered(0.02)
-    assert asyncio.run(pacer.wait_async()) is True
     assert pacer.lead == 0.0
 
 

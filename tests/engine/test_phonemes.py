@@ -64,3 +64,24 @@ def test_without_the_package_the_voice_says_what_to_install(monkeypatch):
         tokenizer.encode("hello")
     with pytest.raises(VoiceUnavailableError, match="hibari-tts"):
         tokenizer.decode([1])
+
+
+@pytest.mark.parametrize("number", ["1234567890", "777777777", "123456789012", "$1,234,567.89"])
+def test_a_number_longer_than_the_window_is_said_in_parts_and_counts_as_one_word(phonemes, number):
+    capacity = 48
+    assert len(phonemes.encode(" " + number)) > capacity
+    window = TextWindow(phonemes, capacity)
+    window.append(f"call {number} now")
+    window.finish()
+    assert window.waiting == 3
+    ids, spoken, said = torch.zeros(capacity, dtype=torch.int64), [], []
+    while not window.exhausted:
+        window.fill(ids)
+        # A token at a time, as a pointer moves.
+        progress, before = window.progress, window.spoken
+        said += (words := window.slide(progress + 1))
+        assert window.spoken == before + len(words)
+        spoken.append(window.origin + progress)
+    assert [(word.index, word.text) for word in said] == [(0, "call"), (1, number), (2, "now")]
+    assert spoken == sorted(spoken)
+    assert window.cut() == 3

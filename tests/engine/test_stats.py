@@ -14,13 +14,16 @@ from streamchar.footprint import EngineMemoryError, session_bytes
 from streamchar.kernels import egress
 from streamchar.orchestrator import Orchestrator
 from streamchar.passes import Passes
+from tests.engine.recorded import RecordingPool
 from tests.engine.small import TEXT, build, fixed_tensors, picture, take
 
 GIB = 2**30
 
 
-def test_nothing_is_captured_compiled_or_allocated_by_a_session_that_goes_on():
+def test_nothing_is_captured_compiled_or_allocated_by_a_session_that_goes_on(monkeypatch):
+    monkeypatch.setattr("streamchar.engine.GraphPool", RecordingPool)
     engine = build()
+    assert engine.stats().captures > 0
     session = engine.open(picture())
     take(session, 1)
     before, chunks = engine.stats(), 6
@@ -191,6 +194,14 @@ def test_memory_that_runs_out_in_the_steps_is_the_same_error(monkeypatch):
     assert error.value.needed is None
 
 
-def test_a_cpu_is_not_judged():
+def test_a_cpu_is_judged_by_what_linux_says_is_available(monkeypatch, tmp_path):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       4096 kB\nMemFree:         512 kB\nMemAvailable:   1024 kB\n")
+    monkeypatch.setattr(footprint, "_MEMINFO", told)
+    assert footprint.available_bytes(torch.device("cpu")) == 2**20
+    with pytest.raises(EngineMemoryError, match=r"max_sessions must be at most \d+ on this device"):
+        build(max_sessions=2)
+    monkeypatch.setattr(footprint, "_MEMINFO", tmp_path / "absent")
     assert footprint.available_bytes(torch.device("cpu")) is None
+    assert build(max_sessions=2)
     assert stats.device_allocations(torch.device("cpu")) == 0

@@ -71,20 +71,26 @@ def score(
     pointer: float = 0.0,
     video: np.ndarray | None = None,
     seconds: float | None = 0.5,
+    dropped: range = range(0),
 ) -> StreamScores:
-    """Score a stream that says a word of its text in every slot and points at it so many seconds late."""
+    """Score a stream that says a word of its text in every slot and points at it so many seconds late.
+
+    Words that are dropped are taken out of the text where the first of them would be said.
+    """
     video = drawn() if video is None else video
     audio = np.zeros((FRAMES, 1000), np.float32)
     pointed: dict[int, float] = {}
     for slot, number in enumerate(said):
         audio[slot * SLOT : slot * SLOT + SOUND] = (number + 1) / 1000
+        number -= len(dropped) * (number >= dropped.stop > 0)
         pointed.setdefault(number, (slot * SLOT + SOUND / 2) / 24 + pointer)
     tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
     scorer = Scorer(SCRIPT, tools, CHUNK / 24)
     for start in range(0, FRAMES, CHUNK):
         part = slice(start, start + CHUNK)
         words = [(n, t) for n, t in pointed.items() if start <= t * 24 < start + CHUNK]
-        scorer.add(Part(audio[part].ravel(), video[part], words, seconds))
+        taken = dropped if start <= dropped.start * SLOT < start + CHUNK else range(0)
+        scorer.add(Part(audio[part].ravel(), video[part], words, seconds, taken))
     return scorer.finish()[0]
 
 
@@ -115,6 +121,22 @@ def test_a_pointer_that_is_late_is_so_by_seconds_and_words() -> None:
     assert found["place, words"] == pytest.approx([0.25 / SECONDS_A_SLOT] * 2, rel=0.05)
     early = score(pointer=-0.1).minutes
     assert early["pointer late by"] == pytest.approx([-0.1, -0.1], abs=0.01)
+
+
+def test_words_that_are_no_longer_asked_for_are_not_missed() -> None:
+    interrupted = [*range(60), *range(75, SLOTS + 15)]
+    found = score(interrupted, dropped=range(60, 75))
+    assert found.minutes["word errors"] == [0, 0]
+    assert found.words == found.confirmed == SLOTS
+    assert found.minutes["place, words"] == pytest.approx([0, 0], abs=1e-3)
+    assert score(interrupted).skipped.near + score(interrupted).skipped.away == 15
+
+
+def test_a_phrase_said_again_at_the_start_of_a_segment_is_repeated() -> None:
+    # The place in the text jumps back by eight words and goes on from there.
+    found = score([*range(60), *range(52, SLOTS - 8)])
+    assert found.repeated.near + found.repeated.away == 8
+    assert found.skipped.near + found.skipped.away == 0
 
 
 def test_words_said_twice_and_skipped_are_counted_in_their_minutes() -> None:
@@ -232,3 +254,17 @@ def test_a_sheet_shows_the_beginning_and_each_minute_asked_for_up_to_the_end() -
     assert scores.words == 0
     assert scores.minutes["word errors"] == scores.minutes["place, words"] == [None]
     assert scores.minutes["voice"] == [None]
+
+
+def test_a_sheet_of_a_long_stream_shows_minutes_five_and_ten_too() -> None:
+    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 660.0), tools, CHUNK / 24)
+    # Parts of ten seconds, each of the colour of its number.
+    for number in range(66):
+        video = np.full((240, SIZE, SIZE, 3), number, np.uint8)
+        scorer.add(Part(np.zeros(240_000, np.float32), video, []))
+    scores, shown = scorer.finish()
+    assert [set(row.ravel().tolist()) for row in shown] == [{0}, {6}, {30}, {60}]
+    assert shown.shape == (4, 8, SIZE, SIZE, 3)
+    assert scores.seconds == 660
+    assert len(scores.minutes["colour"]) == 11

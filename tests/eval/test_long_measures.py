@@ -9,7 +9,7 @@ from streamchar.eval.cuts import LONGEST, PAUSE, SHORTEST, Cutter
 from streamchar.eval.face import FaceMeter, face, movement
 from streamchar.eval.identity import Gallery
 from streamchar.eval.sources import half_said, reference_frame
-from streamchar.eval.voice import VoiceStatistics, cepstra, similarity
+from streamchar.eval.voice import VoiceStatistics, cepstra, raised, similarity
 
 SIZE = 64
 
@@ -137,6 +137,17 @@ def test_a_voice_is_itself_in_whatever_pieces_and_loudness_it_comes() -> None:
     assert similarity(whole, statistics(high, low)) == pytest.approx(1)
     assert similarity(whole, statistics(0.5 * low, 0.5 * high)) > 0.99
     assert similarity(whole, statistics(vowel(180, (900, 2600)), vowel(190, (1200, 2100)))) < 0.8
+
+
+def test_a_voice_that_is_raised_is_another() -> None:
+    low, high = vowel(110, (500, 1500)), vowel(120, (700, 1200), seed=1)
+    audio = np.concatenate([low, high])
+    assert len(raised(audio)) == pytest.approx(len(audio) / 1.15, abs=1)
+    # What was at 500 Hz is at 575 Hz.
+    spectrum = np.abs(np.fft.rfft(raised(vowel(100, (500,)))))
+    assert spectrum.argmax() / len(raised(vowel(100, (500,)))) * 24000 == pytest.approx(575, abs=1)
+    assert similarity(statistics(raised(audio)), statistics(audio)) < 0.97
+    assert similarity(statistics(low, high), statistics(audio)) > 0.999
 
 
 def test_silence_has_no_voice_and_pauses_change_none() -> None:

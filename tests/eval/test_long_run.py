@@ -11,12 +11,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from streamchar.cli import app
+from streamchar.engine import StreamCharEngine
 from streamchar.eval import long_run
 from streamchar.eval.long import Instruments, StreamScores
-from streamchar.eval.long_report import MEASURES, as_dict, course, markdown, merge, rich_table, targets
+from streamchar.eval.long_course import MEASURES, Drift, course, merge
+from streamchar.eval.long_report import as_dict, markdown, rich_table
 from streamchar.eval.long_run import LongRun, Protocol, digest, save_sheet
+from streamchar.eval.long_targets import beside_truth, drift_beside, targets
 from streamchar.eval.streams import Part, Script
 from streamchar.eval.transcript import EdgeCount
+from tests.engine.small import build
 
 PROTOCOL = Protocol(minutes=3, identities=2, seed=0, size=(32, 32), chunk=4 / 3)
 SIZE = 8
@@ -40,6 +44,7 @@ def scores(rise: float = 0.0, tint: float = 0.0, repeated: int = 0, growth: floa
             "sharpness": [1.0, 1.0, 1.0],
             "movement": [1.0, 1.0, 1.0],
             "voice": [1.0, 1.0, 1.0],
+            "another voice": [0.9, 0.9, 0.9],
             "rtf": [0.3, 0.3, 0.3],
             "memory": [100.0, 100.0, 100.0],
         },
@@ -73,34 +78,87 @@ def test_streams_are_averaged_minute_by_minute_and_their_counts_summed() -> None
     assert merged.minutes["word errors"] == pytest.approx([0.1, 0.15, 0.1])
     assert merged.minutes["lip correlation"] == [0.8, None, 0.8]
     assert merged.repeated == EdgeCount(2, 0, 268)
-    assert merged.memory_slope == 0.5
+    assert (merged.words, merged.confirmed) == (800, 760)
+    assert merged.memory_slopes == [0, 1]
+    assert merged.curves["word errors"] == [[0.1, 0.1, 0.1], [0.1, 0.2]]
+
+
+def test_streams_that_drift_opposite_ways_do_not_make_up_for_one_another() -> None:
+    merged = merge("both", [scores(tint=3.0), scores(tint=-1.0)])
+    assert merged.courses["colour"].drift == pytest.approx(1)
+    assert (merged.drifts["colour"].mean, merged.drifts["colour"].worst) == pytest.approx((2, 3))
+    assert drift_beside(merged, TRUTH, "colour") == pytest.approx(4)
+    assert merge("one", [scores(tint=-1.0)]).drifts["colour"] == Drift(pytest.approx(1), pytest.approx(1))
+    # The truth's own drift is no measure where it is as good as none.
+    assert drift_beside(merged, merge("still", [scores()]), "colour") == pytest.approx(10)
+
+
+def test_one_bad_stream_hides_behind_no_other() -> None:
+    early, late = scores(), scores()
+    early.minutes["lips late by"][1], late.minutes["lips late by"][1] = -3.0, 3.0
+    slow, quick = scores(), scores()
+    slow.minutes["rtf"][2], quick.minutes["rtf"][2] = 0.4, 0.2
+    strange, grown = scores(), scores(growth=0.3)
+    strange.minutes["identity"][1] = 0.8
+    for streams, missed in (
+        ([early, late], "lips within 1 frame in every minute of every stream"),
+        ([scores(), strange], "own identity nearest in 95% of every minute of every stream"),
+        ([slow, quick], "RTF of the last minute at most 1.1 x the first's in every stream"),
+        ([grown, scores(growth=-0.3)], "memory grows by less than 0.1 MB a minute in every stream"),
+    ):
+        met = targets(merge("uneven", streams), TRUTH)
+        assert [name for name, reached in met.items() if not reached] == [missed]
+
+
+def test_words_lost_everywhere_are_not_taken_for_none_at_the_edges() -> None:
+    evenly = replace(scores(), skipped=EdgeCount(50, 50, 134))
+    met = targets(merge("evenly", [evenly]), TRUTH)
+    assert not met["words skipped at 1% of chunk edges at most, less ground truth's"]
+    more, error = beside_truth(EdgeCount(50, 50, 134), EdgeCount(3, 3, 134))
+    assert more == pytest.approx(47 / 134)
+    assert error == pytest.approx(53**0.5 / 134)
+    # What the ground truth loses as well, the recogniser does not hear.
+    assert all(targets(merge("both", [evenly]), merge("truth", [evenly])).values())
 
 
 def test_targets_are_met_by_a_steady_stream_and_missed_by_each_fault() -> None:
     met = targets(merge("steady", [scores(tint=0.9)]), TRUTH)
-    assert len(met) == 11
+    assert len(met) == 20
     assert all(met.values())
     for fault in (scores(rise=0.04), scores(tint=1.1), scores(repeated=3), scores(growth=0.2)):
         assert list(targets(merge("faulty", [fault]), TRUTH).values()).count(False) == 1
     late = scores()
     late.minutes["lips late by"][2] = None
-    assert not targets(merge("silent", [late]), TRUTH)["lips within 1 frame in every minute"]
+    assert not targets(merge("silent", [late]), TRUTH)["lips within 1 frame in every minute of every stream"]
 
 
 def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:
     sources = [TRUTH, merge("student", [scores(rise=0.02, tint=2.0, repeated=4)])]
     lines = markdown(sources).splitlines()
     assert lines[0] == "|  | ground truth | student |"
-    assert len(lines) == 2 + 1 + len(MEASURES) + 3
-    steady, rising = "10.0 → 10.0 (+0.00 ± 0.00 a minute)", "10.0 → 12.0 (+1.00 ± 0.00 a minute)"
-    assert f"| word errors, % of words | {steady} | {rising} |" in lines
-    assert any(line.endswith("0.80 → 2.80 (+1.000 ± 0.000 a minute, drift 4.0 x) |") for line in lines)
-    assert any(line.endswith("| +0.0 ± 0.0 | +3.0 ± 1.5 |") for line in lines)
+    assert len(lines) == 2 + 1 + len(MEASURES) + 6
+    steady, rising = "10.0 → 10.0 (+0.00 ± 0.00 a minute)", "10.0 → 12.0 (+1.00 ± 0.00 a minute"
+    assert f"| word errors, % of words | {steady} | {rising}, drift 0.7 x ground truth's) |" in lines
+    tinted = "0.80 → 2.80 (+1.000 ± 0.000 a minute, drift 4.0 x ground truth's)"
+    assert any(line.endswith(f"{tinted} |") for line in lines)
+    assert "| words heard right and found, % | 95.0 | 95.0 |" in lines
+    near = "0.0 ± 0.0 | 3.0 ± 1.5 (beside ground truth +3.0 ± 1.5)"
+    assert f"| repeated near an edge, % of edges | {near} |" in lines
+    assert "| repeated at an edge, % more | +0.0 ± 0.0 | +3.0 ± 1.5 |" in lines
+    assert "| memory, MB a minute | +0.00 | +0.00 |" in lines
     assert len(rich_table(sources).columns) == 3
     found = json.loads(json.dumps(as_dict(sources)))
     assert "targets" not in found[0]
-    assert found[1]["courses"]["colour"]["drift"] == pytest.approx(2)
-    assert found[1]["repeated"]["excess"] == pytest.approx(4 / 134)
+    assert found[1]["drifts"]["colour"]["worst"] == pytest.approx(2)
+    assert found[1]["repeated"]["rate"] == found[1]["repeated"]["excess"] == pytest.approx(4 / 134)
+
+
+def test_the_table_says_the_worst_of_several_streams() -> None:
+    lines = markdown(
+        [TRUTH, merge("student", [scores(tint=1.0), scores(tint=-2.0, growth=0.5)])]
+    ).splitlines()
+    assert any(", drift 1.50, worst 2.00, drift 3.0 x ground truth's) |" in line for line in lines)
+    assert "| memory, MB a minute | +0.00 | +0.25, worst +0.50 |" in lines
 
 
 class Named:
@@ -167,6 +225,27 @@ def test_streams_of_another_protocol_or_other_weights_are_not_mixed(tmp_path: Pa
         LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS, weights="b")
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [('{"a"', "JSONDecodeError"), ("{}", "KeyError: 'scores'"), ("[]", "TypeError"), ("", "JSONDecodeError")],
+)
+def test_a_file_that_is_no_stream_is_named_with_what_to_do(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "student.000.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"student\.000\.json must hold .* got {reason}.*move it away"):
+        LongRun(tmp_path, PROTOCOL)
+
+
+@pytest.mark.parametrize("part", ["protocol", "source", "weights"])
+def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, spoken: list, part: str) -> None:
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS)
+    file = tmp_path / "student.000.json"
+    found = json.loads(file.read_text())
+    del found[part]
+    file.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=rf"student\.000\.json must hold .* KeyError: '{part}'"):
+        LongRun(tmp_path, PROTOCOL)
+
+
 def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
@@ -198,3 +277,14 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, both)
     assert refused.exit_code == 1
     assert "must go without --interrupt-every" in refused.output
+
+
+def test_what_an_engine_cannot_leave_out_is_refused_before_anything_is_spoken(
+    tmp_path: Path, spoken: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamCharEngine, "from_pretrained", lambda _: build())
+    command = ["eval", "long", "--checkpoint", str(tmp_path), "--sink", "99", "-o", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "sink_latents must be" in refused.output.replace("\n", " ")
+    assert spoken == []

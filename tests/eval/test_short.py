@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from streamchar.cli import app
 from streamchar.data.character import Identity, Phone, animate, render
 from streamchar.data.sentences import training_sentences
 from streamchar.eval.cli import _label
@@ -50,7 +52,7 @@ class Drawn:
         pose = animate(phones(item.text), FRAMES, item.seed)[
             shifted(np.arange(FRAMES), self.late).astype(int)
         ]
-        identity = FIRST_IDENTITY + (item.identity - FIRST_IDENTITY + self.other) % 2
+        identity = item.identity ^ self.other
         video = render(Identity.sample(identity), pose, SIZE, SIZE).permute(0, 2, 3, 1).numpy()
         # The recogniser below reads the text off the first samples.
         audio = np.zeros(FRAMES * 1000, np.float32)
@@ -93,7 +95,7 @@ ITEMS = choose_items(6, identities=2)
 @pytest.fixture(scope="module")
 def scores() -> list[SourceScores]:
     sources = [Drawn("truth"), Copied(), Drawn("late", late=3), Drawn("other", other=1)]
-    return evaluate_short(sources, ITEMS, [Reader()], Known(), (SIZE, SIZE))
+    return evaluate_short(sources, ITEMS, [Reader()], Known(), (SIZE, SIZE), identities=2)
 
 
 def test_items_are_everyday_and_unseen_sentences_by_turns() -> None:
@@ -132,6 +134,35 @@ def test_sync_finds_lips_that_are_late_and_its_own_control(scores: list[SourceSc
 def test_identity_tells_a_character_from_another(scores: list[SourceScores]) -> None:
     assert (scores[0].identity, scores[0].identity_swapped) == (1.0, 0.0)
     assert (scores[3].identity, scores[3].identity_swapped) == (0.0, 1.0)
+
+
+class Stubborn(Drawn):
+    """Always draw the same character, whatever the reference."""
+
+    def __init__(self, always: int) -> None:
+        super().__init__("stubborn")
+        self.always = FIRST_IDENTITY + always
+
+    def make(self, item: Item) -> Clip:
+        return super().make(replace(item, identity=self.always))
+
+
+def test_a_source_that_does_not_look_at_the_reference_is_found_out_when_it_is_swapped() -> None:
+    (score,) = evaluate_short([Stubborn(0)], ITEMS[:1], [Reader()], Known(), (SIZE, SIZE), identities=2)
+    assert (score.identity, score.identity_swapped) == (1.0, 1.0)
+
+
+def test_a_character_must_be_told_from_all_of_the_gallery() -> None:
+    # The character that is drawn occurs in no item: it is taken for one that does only where it is not there.
+    sources = [Stubborn(2)]
+    of_two, of_three = (
+        evaluate_short(sources, ITEMS[:2], [Reader()], Known(), (SIZE, SIZE), identities=count)[0]
+        for count in (2, 3)
+    )
+    assert of_two.identity == 0.5
+    assert of_three.identity == 0
+    with pytest.raises(ValueError, match="must be of identities 1000000 to 1000001, got"):
+        evaluate_short(sources, choose_items(6, 3), [Reader()], Known(), (SIZE, SIZE), identities=2)
 
 
 def test_pictures_are_compared_where_there_is_something_to_compare_with(scores: list[SourceScores]) -> None:
@@ -209,3 +240,26 @@ def test_a_checkpoint_is_called_what_it_is(tmp_path: Path) -> None:
     steps = engine.preset.sampler.steps
     assert _label(tmp_path / "run-7" / ".", engine, "") == f"run-7, {steps} steps"
     assert _label(tmp_path, engine, "teacher") == f"teacher, {steps} steps"
+
+
+@pytest.mark.parametrize("out", ["none/there.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_spoken(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamchar.eval.cli._short", lambda *_: pytest.fail("spoken"))
+    done = CliRunner().invoke(app, ["eval", "short", "-o", str(tmp_path / out)])
+    assert done.exit_code == 1
+    assert "--out must be a file that can be written" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("jiwer", "eval"), ("faster_whisper", "whisper")])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("streamchar.eval.cli._short", missing)
+    done = CliRunner().invoke(app, ["eval", "short", "-o", str(tmp_path / "short.json")])
+    assert done.exit_code == 1
+    assert f"{package!r}; pip install 'streamchar[{extra}]'" in done.output.replace("\n", " ")

@@ -1,5 +1,6 @@
 """Who speaks for minutes: the text, chunks of one session, interruptions, and engines that lack a part."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import torch
 
 from streamchar.config import ConfigError
 from streamchar.data.sentences import training_sentences
+from streamchar.engine import StreamCharEngine
+from streamchar.eval import streams
 from streamchar.eval.normalise import normalise
 from streamchar.eval.sources import FIRST_IDENTITY, Clip, Item, everyday_sentences
 from streamchar.eval.streams import (
@@ -23,7 +26,7 @@ from streamchar.eval.streams import (
     write_script,
 )
 from streamchar.pointer import PlannedPointer
-from streamchar.session import Session
+from streamchar.session import Session, Turn
 from tests.engine.small import SMALL, build
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"] * 20
@@ -75,23 +78,60 @@ def test_an_engine_speaks_chunk_by_chunk_until_the_time_is_up() -> None:
     assert numbers == list(range(len(numbers)))
 
 
-def test_interruptions_go_on_with_the_rest_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_drops_the_chunk_being_made_and_goes_on_with_new_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sentences = tuple(" ".join(WORDS[first : first + 4]) for first in range(0, 200, 4))
+    script = replace(SCRIPT, sentences=sentences, seconds=4.0)
     asked: list[tuple[int, str]] = []
-    speak = Session.speak
+    made: list[bool] = []
+    speak, make_chunk = Session.speak, StreamCharEngine.make_chunk
 
     def recorded(session: Session, text: str, **options: float) -> object:
         asked.append((session._window.spoken, text))
         return speak(session, text, **options)
 
+    def counted(engine: StreamCharEngine, turn: Turn) -> None:
+        make_chunk(engine, turn)
+        made.append(turn.chunk is not None)
+
     monkeypatch.setattr(Session, "speak", recorded)
-    parts, seconds = lasting(SpokenStream("small", build(), interrupt_every=2).parts(SCRIPT))
-    assert seconds == pytest.approx(16 / 3)
-    assert len(asked) == 2  # of two chunks each
-    for said, text in asked:
-        assert " ".join(WORDS[said:]).startswith(text)
-    assert asked[1][0] > 0
+    monkeypatch.setattr(StreamCharEngine, "make_chunk", counted)
+    # Soon enough on a machine that is busy with other tests, too.
+    monkeypatch.setattr(streams, "_DELAY", (0.02, 0.1))
+
+    def spoken() -> tuple[list[Part], float]:
+        asked.clear()
+        made.clear()
+        engine = ablated(build(config=PLANNED), pointer=False)
+        lane = engine._passes.rows[0].lane
+        denoise = lane.denoise
+
+        def slow(step: int) -> None:
+            time.sleep(0.03)
+            denoise(step)
+
+        monkeypatch.setattr(lane, "denoise", slow)
+        return lasting(SpokenStream("small", engine, interrupt_every=2).parts(script))
+
+    parts, seconds = spoken()
+    assert 4 <= seconds < 5.34
+    assert len(asked) >= 2
+    assert made.count(False) == len(asked) - 1  # the last speech ends with the time
+    # What is asked for is the script without what was dropped.
+    words, drops = script.words, [part.dropped for part in parts if part.dropped]
+    for (said, text), dropped in zip(asked[1:], drops, strict=True):
+        assert said == dropped.start
+        assert 4 <= len(dropped) <= 8  # the rest of a sentence and a whole one
+        del words[dropped.start : dropped.stop]
+        assert " ".join(words[said:]).startswith(text)
     numbers = [number for part in parts for number, _ in part.words]
     assert numbers == list(range(len(numbers)))
+    again, _ = spoken()
+    assert all(
+        np.array_equal(one.video, other.video) and one.dropped == other.dropped
+        for one, other in zip(parts, again, strict=True)
+    )
 
 
 def test_sentences_by_themselves_stand_on_one_clock_and_have_no_past() -> None:

@@ -120,6 +120,58 @@ def test_a_word_said_twice_is_repeated_and_another_is_not() -> None:
     assert errors(read(["no", "no", "no", "way"], [["no", "no", "no", "way"]])) == 0
 
 
+def repeated(events: list[Event]) -> list[str | None]:
+    return [event.heard for event in events if event.again]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 12])
+def test_a_phrase_said_twice_is_repeated_however_long_it_is(length: int) -> None:
+    phrase = WORDS[20 - length : 20]
+    within = read(WORDS, [[*WORDS[:20], *phrase, *WORDS[20:30]], WORDS[30:50], WORDS[50:70]])
+    at_a_cut = read(WORDS, [WORDS[:20], [*phrase, *WORDS[20:30]], WORDS[30:50], WORDS[50:70]])
+    by_itself = read(WORDS, [WORDS[:20], phrase, WORDS[20:40], WORDS[40:60], WORDS[60:80]])
+    for events in (within, at_a_cut, by_itself):
+        assert repeated(events) == phrase
+        assert errors(events) == length
+
+
+@pytest.mark.parametrize("length", [2, 5, 8, 12])
+def test_a_phrase_said_twice_may_be_cut_itself(length: int) -> None:
+    phrase, half = WORDS[20 - length : 20], length // 2
+    first = read(WORDS, [[*WORDS[:20], *phrase[:half]], [*phrase[half:], *WORDS[20:40]], WORDS[40:60]])
+    second = read(WORDS, [WORDS[:20], phrase[:half], phrase[half:], WORDS[20:40], WORDS[40:60], WORDS[60:80]])
+    for events in (first, second):
+        assert repeated(events) == phrase
+        assert errors(events) == length
+
+
+def test_a_phrase_said_again_with_a_word_misheard_is_repeated_but_for_that() -> None:
+    again = [*WORDS[12:15], "noise", *WORDS[16:20]]
+    events = read(WORDS, [WORDS[:20], [*again, *WORDS[20:30]], WORDS[30:50]])
+    assert sorted(repeated(events)) == [*WORDS[12:15], *WORDS[16:20]]
+    # And so it is where the first time was the misheard one.
+    events = read(WORDS, [[*WORDS[:12], *again], [*WORDS[12:30]], WORDS[30:50]])
+    assert sorted(repeated(events)) == [*WORDS[12:15], *WORDS[16:20]]
+
+
+def test_words_misrecognised_are_not_repeated() -> None:
+    text = ["the", "cat", "sat", "on", "the", "mat", "and", "the", "dog", "lay", "by", "the", "door", *WORDS]
+    # A word heard as two or three, of which one stands nearby in the text as well.
+    heard = {
+        "cat": ["cat", "a"],
+        "mat": ["math", "on"],
+        "dog": ["dough", "the"],
+        "door": ["do", "her", "by"],
+    }
+    spelled = [part for word in text[:13] for part in heard.get(word, [word])]
+    events = read(text, [[*spelled, *WORDS[:10]], WORDS[10:30], WORDS[30:50]])
+    assert errors(events) >= 5
+    assert repeated(events) == []
+    # Nor is babble, or what other words stand for.
+    babble = read(WORDS, [[*WORDS[:20], "a", "b", "c", *WORDS[20:30]], ["a", *WORDS[31:50]], WORDS[50:70]])
+    assert repeated(babble) == []
+
+
 def test_events_at_edges_are_told_from_those_away() -> None:
     edges = 4.0 * np.arange(1, 26)
     assert at_edges([*edges - 0.9, *edges + 0.9], 4.0, 104.0) == EdgeCount(50, 0, 25)
@@ -127,7 +179,9 @@ def test_events_at_edges_are_told_from_those_away() -> None:
     assert at_edges(list(edges + 2), 4.0, 104.0).excess == -1
     assert EdgeCount(30, 6, 12).excess == 2
     assert EdgeCount(30, 6, 12).error == pytest.approx(0.5)
-    assert EdgeCount(1, 0, 0).excess == 0
+    assert EdgeCount(36, 6, 12).rate == 3
+    assert EdgeCount(36, 6, 12).rate_error == pytest.approx(0.5)
+    assert EdgeCount(1, 0, 0).excess == EdgeCount(1, 0, 0).rate == 0
 
 
 def test_events_without_a_cause_are_at_edges_by_chance_alone() -> None:

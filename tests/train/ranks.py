@@ -127,7 +127,7 @@ def in_fp32() -> Iterator[None]:
 def config(name: str, batch: int, shard: bool, narrow: bool) -> LoopConfig:
     # Muon computes in bf16, which would hide as much in the larger networks.
     muon = {"matrix_lr": 1e-2} if name == "net" or narrow else {}
-    return LoopConfig(steps=STEPS, lr=1e-3, batch=batch, warmup=1, ema=0.9, shard=shard, **muon)
+    return LoopConfig(steps=STEPS, lr=1e-3, batch=batch, warmup=1, ema=0.9, log_steps=1, shard=shard, **muon)
 
 
 def train(
@@ -138,28 +138,35 @@ def train(
     shard: bool = False,
     steps: int = STEPS,
     narrow: bool = False,
+    unbroken: bool = False,
 ) -> None:
-    """Train a stage, saved and resumed after its first step; a copy of that first state stays beside it.
+    """Train a stage, by default ended after its first step and gone on with by a stage built anew.
 
-    What every step logs, averaged over processes, is left in curve.json.
+    A copy of that first state stays beside it. What every step logs, averaged over processes, is left in
+    curve.json.
     """
-    with nullcontext() if narrow else in_fp32():
-        stage = build(name, config(name, batch, shard, narrow), corpus)
-    curve, update = [], stage.update
+    curve = []
 
-    def recorded(step: int, generator: torch.Generator) -> dict[str, float]:
-        logged = update(step, generator)
-        curve.append({"step": step, **dict(zip(logged, means([*logged.values()]), strict=True))})
-        return logged
+    def fresh() -> Stage:
+        with nullcontext() if narrow else in_fp32():
+            stage = build(name, config(name, batch, shard, narrow), corpus)
+        update = stage.update
 
-    stage.update = recorded
+        def recorded(step: int, generator: torch.Generator) -> dict[str, float]:
+            logged = update(step, generator)
+            curve.append({"step": step, **dict(zip(logged, means([*logged.values()]), strict=True))})
+            return logged
+
+        stage.update = recorded
+        return stage
+
     folder = directory / name
-    if not (folder / "checkpoint.pt").exists():
-        run(stage, directory, minutes=0)
+    if not unbroken and not (folder / "checkpoint.pt").exists():
+        run(fresh(), directory, minutes=0)
         if rank() == 0:
             shutil.copytree(folder, first_of(directory) / name)
     if steps > 1:
-        run(stage, directory)
+        run(fresh(), directory)
     if rank() == 0:
         (folder / "curve.json").write_text(json.dumps(curve))
 

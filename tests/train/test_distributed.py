@@ -23,10 +23,12 @@ MODES = ["two", "split"]
 def runs(corpus, tmp_path_factory):
     """Train everything that the tests compare; two processes are started once for all of it."""
     root, data = tmp_path_factory.mktemp("runs"), corpus.directory
+    # Of one process unbroken, of two resumed after the first step.
     for name in ("net", "student"):
-        train(name, 4, data, root / "one")
+        train(name, 4, data, root / "one", unbroken=True)
+    train("net", 4, data, root / "one, in parts")
     train("net", 2, data, root / "half")
-    train("teacher", 4, data, root / "one", narrow=True)
+    train("teacher", 4, data, root / "one", narrow=True, unbroken=True)
     for name in ("orchestrator", "rollout"):
         train(name, 4, data, root / "one", steps=1)
     tasks = [("orchestrator", 2, root / "two", False, 1)]
@@ -34,7 +36,7 @@ def runs(corpus, tmp_path_factory):
         split = mode == "split"
         tasks += [(name, 2, root / mode, split) for name in ("net", "student")]
         tasks.append(("rollout", 2, root / mode, split, 1))
-        shutil.copytree(first_of(root / "one"), root / f"one, then {mode}")
+        shutil.copytree(first_of(root / "one, in parts"), root / f"one, then {mode}")
         tasks.append(("net", 2, root / f"one, then {mode}", split))
     tasks.append(("teacher", 2, root / "split", True, STEPS, True))
     together(tasks, data)

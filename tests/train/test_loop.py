@@ -132,6 +132,41 @@ def test_other_data_are_refused(tmp_path):
         run(Regression(data="b"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.02}, r"must go on with lr 0\.01, got lr 0\.02; leave it as it was"),
+        ({"seed": 3}, "must go on with seed 0, got seed 3"),
+        ({"batch": 8, "ema": 0.5}, r"must go on with ema 0\.9, batch .* 4, got ema 0\.5, batch .* 8"),
+    ],
+    ids=["rate", "seed", "batch and average"],
+)
+def test_other_settings_are_refused(change, message, tmp_path):
+    run(Regression(), tmp_path, minutes=0)
+    before = (tmp_path / "regression" / "checkpoint.pt").read_bytes()
+    with pytest.raises(TrainingError, match=message):
+        run(Regression(replace(CONFIG, **change)), tmp_path)
+    assert (tmp_path / "regression" / "checkpoint.pt").read_bytes() == before
+
+
+def test_more_steps_and_how_often_to_save_and_log_are_free(tmp_path):
+    run(Regression(), tmp_path)
+    longer = replace(CONFIG, steps=8, save_seconds=5.0, log_steps=1)
+    assert run(Regression(longer), tmp_path) == 8
+
+
+@pytest.mark.parametrize("left", [0, 100, 3000], ids=lambda left: f"{left} bytes")
+def test_a_checkpoint_that_is_cut_short_is_named(left, tmp_path):
+    run(Regression(), tmp_path)
+    file = tmp_path / "regression" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:left])
+    message = rf"{file} must be a whole file .* remove it and run: streamchar train regression"
+    with pytest.raises(TrainingError, match=message):
+        run(Regression(), tmp_path)
+    with pytest.raises(TrainingError, match=message):
+        averaged(tmp_path, "regression", {"a": Regression().nets["a"]})
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(bad):
     net = nn.Linear(2, 1)
@@ -210,6 +245,32 @@ def test_averages_are_loaded_into_modules_built_alike(tmp_path):
         averaged(tmp_path, "regression", {"c": fresh})
     with pytest.raises(TrainingError, match="run: streamchar train vae"):
         averaged(tmp_path, "vae", {"a": fresh})
+
+
+def test_averages_of_a_run_that_has_not_ended_are_refused(tmp_path):
+    net = Regression().nets["a"]
+    run(Regression(), tmp_path, minutes=0)
+    message = "got 1 of 6 steps in .* run: streamchar train regression, with --steps 1"
+    with pytest.raises(TrainingError, match=message):
+        averaged(tmp_path, "regression", {"a": net})
+    # As the message says: the run ends where it is.
+    assert run(Regression(replace(CONFIG, steps=1)), tmp_path) == 1
+    averaged(tmp_path, "regression", {"a": net})
+    # And can be taken up again.
+    assert run(Regression(), tmp_path) == 6
+
+
+def test_a_figure_of_some_steps_is_logged_as_their_mean(tmp_path, monkeypatch):
+    stage = Regression()
+    update = stage.update
+
+    def later(step, generator):
+        return update(step, generator) | ({"matching": float(step)} if step >= 4 else {})
+
+    monkeypatch.setattr(stage, "update", later)
+    run(stage, tmp_path)
+    (entry,) = read_log(tmp_path / "regression")
+    assert entry["matching"] == 4.5
 
 
 def test_the_log_holds_means_of_finite_numbers(tmp_path):

@@ -1,11 +1,15 @@
 """Rolled-out sessions are the engine's own: the same latents, places and conditioning, chunk by chunk."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from streamchar.memory import KVMemory
 from streamchar.numerics import relative_error
 from streamchar.text import ByteTokenizer
-from streamchar.train.joint import JointModel
+from streamchar.train.flow import to_clean
+from streamchar.train.joint import JointModel, velocities
 from streamchar.train.sessions import SessionBatch
 from tests.engine.small import SMALL, TEXT, build, picture
 
@@ -72,16 +76,31 @@ def test_a_chunk_comes_with_what_conditioned_it(spoken):
     assert torch.equal(sessions.heard()[:, :-32], heard)
 
 
-def test_a_step_can_be_taken_again_from_the_latents_handed_out(spoken):
+@pytest.mark.parametrize("chunk", [0, 2], ids=["opening", "later"])
+def test_a_step_taken_again_from_the_latents_handed_out_makes_the_chunk(chunk, spoken, monkeypatch):
     engine, references, _ = spoken
     last = SMALL.sampler.steps - 1
-    _, chunks = roll(engine, references, 2, step=last)
-    assert torch.equal(chunks[1].x[1], chunks[1].last)
-    assert not torch.equal(chunks[1].last, chunks[1].batch.speech.audio)
-    _, again = roll(engine, references, 2, step=0)
-    # Before step 0 there is nothing but noise, of mean 0 and variance 1.
-    assert again[1].x[0].std().item() == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(again[1].batch.video, chunks[1].batch.video)
+    _, chunks = roll(engine, references, 3, step=last)
+    batch, x, sigma = chunks[chunk].batch, chunks[chunk].x, torch.full((2,), SMALL.sampler.sigmas[last])
+    assert torch.equal(x[1], chunks[chunk].last)
+    assert not torch.equal(x[1], batch.speech.audio)
+    model, memory = model_of(engine), KVMemory(SMALL, 2, torch.device("cpu"), torch.float32)
+    given = sigma[:, None], batch.speech.progress, batch.speech.history
+    # Training computes the orchestrator in bf16, whose rounding would hide a small mistake.
+    monkeypatch.setattr(torch, "autocast", lambda *_: nullcontext())
+    with torch.no_grad():
+        ((video, audio),) = velocities(model, memory, batch, (x[0],), (x[1],), *given)
+    made = to_clean(x[0], video, sigma), to_clean(x[1], audio, sigma)
+    for ours, theirs in zip(made, (batch.video, batch.speech.audio), strict=True):
+        # The same sums in fp32, in which a matrix product of another shape may round otherwise: 8 epsilons.
+        assert relative_error(ours, theirs.double()) < 1e-6
+
+
+def test_before_the_first_step_there_is_nothing_but_noise(spoken):
+    engine, references, _ = spoken
+    _, chunks = roll(engine, references, 2, step=0)
+    assert chunks[1].x[0].std().item() == pytest.approx(1.0, abs=0.1)
+    assert chunks[1].x[1].std().item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_transcript_is_the_text_as_far_as_the_window_came(spoken):

@@ -1,21 +1,28 @@
 """Every stage takes its first steps on a miniature of the system, each from what those before it left."""
 
 import io
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 
 from streamchar.config import OrchestratorConfig, VocoderConfig
+from streamchar.data.corpus import CorpusConfig, build_corpus
+from streamchar.data.digest import digest
+from streamchar.engine import StreamCharEngine
+from streamchar.train import rollout, vocoder
 from streamchar.train.cli import _train
 from streamchar.train.curves import COLUMNS, draw_curves
 from streamchar.train.export import engine_of, export
 from streamchar.train.loop import TrainingError, read_log, run, step_generator
-from streamchar.train.stages import SHIPPED, Workshop
+from streamchar.train.stages import PARENTS, SHIPPED, Workshop
 from tests.engine.small import SMALL, picture
 
 MINIATURE = replace(
@@ -56,10 +63,12 @@ def quick(config):
 
 @pytest.fixture(scope="module")
 def workshop(corpus, tmp_path_factory):
-    """Return a workshop on the miniature corpus; its stages are trained by the tests, in their order."""
+    """Yield a workshop on the miniature corpus; its stages are trained by the tests, in their order."""
     root = tmp_path_factory.mktemp("workshop")
     shutil.copytree(corpus.directory, root / "corpus")
-    return Workshop(root, MINIATURE, torch.device("cpu"), videos=2)
+    # Rollouts of two and three chunks and excerpts of a third of a second do what longer ones do.
+    with patch.object(rollout, "CHUNKS", (2, 3)), patch.object(vocoder, "TOKENS", 8):
+        yield Workshop(root, MINIATURE, torch.device("cpu"), videos=2)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,40 @@ def test_a_stage_logs_finite_losses_and_moves_its_weights(name, workshop, traine
         assert all(torch.isfinite(torch.tensor(distances))), module
         # A bias before a norm, for one, has no gradient.
         assert sum(distance > 0 for distance in distances) > 0.8 * len(distances), module
+
+
+def tensors(value):
+    """Return every tensor in a checkpoint, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for each in value for tensor in tensors(each)]
+    return [value] if torch.is_tensor(value) else []
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_stage_resumed_after_a_step_ends_as_if_unbroken_to_the_bit(name, workshop, trained, tmp_path):
+    assert run(workshop.stage(name, quick), tmp_path, minutes=0) == 1
+    assert run(workshop.stage(name, quick), tmp_path) == STEPS
+    ours, theirs = (
+        torch.load(folder / name / "checkpoint.pt", weights_only=True) for folder in (tmp_path, workshop.runs)
+    )
+    assert ours["about"] == theirs["about"]
+    assert len(tensors(ours["trained"])) == len(tensors(theirs["trained"])) > 100
+    assert all(map(torch.equal, tensors(ours["trained"]), tensors(theirs["trained"])))
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_checkpoint_says_what_it_was_made_of(name, workshop, trained):
+    state = torch.load(workshop.runs / name / "checkpoint.pt", weights_only=True)
+    corpus = json.loads((workshop.root / "corpus" / "corpus.json").read_text())
+    assert state["step"] == STEPS
+    assert state["config"] == asdict(workshop.stage(name, quick).config)
+    assert state["config"]["seed"] == 0
+    assert state["about"]["corpus"] == corpus["digest"]
+    assert state["about"]["parents"] == {
+        parent: digest(workshop.runs / parent / "checkpoint.pt") for parent in PARENTS.get(name, ())
+    }
 
 
 def test_long_clips_come_late_and_can_be_learned_from(workshop):
@@ -176,12 +219,162 @@ def test_places_without_a_stage_are_left_white(workshop, trained, tmp_path):
     assert right.getextrema() == (255, 255)
 
 
-def test_the_exported_engine_speaks(workshop, trained, tmp_path):
+def test_figures_at_or_below_zero_are_drawn_too(tmp_path, monkeypatch):
+    for stage, values in (("above", (0.5, 2.0)), ("below", (0.5, -2.0))):
+        (tmp_path / stage).mkdir()
+        lines = [json.dumps({"step": step, "fooled": value}) for step, value in enumerate(values)]
+        (tmp_path / stage / "log.jsonl").write_text("\n".join(lines))
+    scales = []
+    monkeypatch.setattr(Axes, "set_yscale", lambda _, scale: scales.append(scale))
+    draw_curves(tmp_path)
+    assert scales == ["log", "symlog"]
+
+
+def test_a_line_half_written_does_not_stop_the_curves(workshop, trained, tmp_path):
+    shutil.copytree(workshop.runs / "vocoder", tmp_path / "vocoder")
+    with (tmp_path / "vocoder" / "log.jsonl").open("a") as log:
+        log.write('{"step": 5')
+    assert draw_curves(tmp_path).is_file()
+
+
+def encoded(workshop, name):
+    """Return the latents that a workshop hands out, and when their file was written."""
+    latents = workshop.audio() if name == "audio" else workshop.video().latents
+    return latents, (workshop.root / f"{name}_latents.pt").stat().st_mtime_ns
+
+
+@pytest.fixture
+def another(workshop, trained, tmp_path):
+    """Return a workshop with what the trained one has, to be changed."""
+    shutil.copytree(workshop.root / "corpus", tmp_path / "corpus")
+    shutil.copytree(workshop.runs / "vae", tmp_path / "train" / "vae")
+    for name in ("audio", "video"):
+        shutil.copy(workshop.root / f"{name}_latents.pt", tmp_path)
+    return Workshop(tmp_path, MINIATURE, torch.device("cpu"), videos=2)
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_latents_are_encoded_once(name, another):
+    before = (another.root / f"{name}_latents.pt").stat().st_mtime_ns
+    assert encoded(another, name)[1] == before
+
+
+@pytest.mark.parametrize("name", ["audio", "video"])
+def test_latents_of_another_corpus_are_encoded_anew(name, another):
+    before, _ = encoded(another, name)
+    shutil.rmtree(another.root / "corpus")
+    other = build_corpus(another.root / "corpus", CorpusConfig(hours=0.004, seed=1, sentences=(1, 2)))
+    after, _ = encoded(another, name)
+    assert after.shape != before.shape
+    if name == "audio":
+        assert len(after) == other.frames.sum()
+    assert not list(another.root.glob("*.partial"))
+
+
+def test_video_latents_of_a_vae_trained_on_are_encoded_anew(another, workshop):
+    (before, written), (_, unchanged) = encoded(another, "video"), encoded(another, "audio")
+    stage = another.stage("vae", lambda config: replace(quick(config), steps=STEPS + 1))
+    assert run(stage, another.runs) == STEPS + 1
+    after, again = encoded(another, "video")
+    assert again > written
+    assert not torch.equal(after, before)
+    # The encoder of sound is fitted in closed form and does not change.
+    assert encoded(another, "audio")[1] == unchanged
+    # What was built from the VAE before is not gone on with.
+    shutil.copytree(workshop.runs / "decoder", another.runs / "decoder")
+    with pytest.raises(TrainingError, match=r"must be of .* remove it or train in another directory"):
+        run(another.stage("decoder", quick), another.runs)
+
+
+def test_latents_that_cannot_be_read_are_named(another):
+    file = another.root / "audio_latents.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(TrainingError, match=f"{file} must be a whole file .* run the same command again"):
+        another.audio()
+
+
+def test_a_stage_is_refused_before_the_corpus_is_built(tmp_path):
+    workshop = Workshop(tmp_path, MINIATURE, torch.device("cpu"))
+    for name, missing in (("student", "teacher"), ("decoder", "vae")):
+        with pytest.raises(TrainingError, match=f"run: streamchar train {missing}"):
+            workshop.stage(name)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_stage_whose_parent_has_not_ended_is_refused(another):
+    shutil.rmtree(another.runs)
+    run(another.stage("vae", quick), another.runs, minutes=0)
+    with pytest.raises(TrainingError, match=r"got 1 of 2 steps .* run: streamchar train vae"):
+        another.stage("decoder", quick)
+
+
+def test_the_exported_engine_speaks(workshop, trained):
     engine = engine_of(workshop, "student")
     with engine.open(picture(), seed=1) as session:
         chunk = next(iter(session.speak("Hello there.", max_seconds=5)))
     assert torch.isfinite(chunk.audio).all()
     assert chunk.video.shape[0] == MINIATURE.frames
-    export(workshop, "teacher", tmp_path / "out")
-    assert (tmp_path / "out" / "reference.png").is_file()
-    assert any((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_an_export_is_the_average_in_bf16_with_a_picture(workshop, trained, tmp_path):
+    export(workshop, "teacher", tmp_path / "deep" / "out")
+    engine = StreamCharEngine.from_pretrained(tmp_path / "deep" / "out")
+    assert engine.preset.sampler.steps == len(engine.preset.sampler.sigmas) == 50
+    joint = workshop.joint("teacher")
+    ours, theirs = engine.dit.state_dict(), joint.dit.state_dict()
+    assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in theirs)
+    vae, speech = engine.vae.state_dict(), engine.orchestrator.state_dict()
+    for name, value in workshop.vae("decoder").state_dict().items():
+        if not name.startswith("latents_"):
+            assert torch.equal(vae[name].float(), value.bfloat16().float()), name
+    for name, value in joint.orchestrator.state_dict().items():
+        assert torch.equal(speech[name].float(), value.bfloat16().float()), name
+    with Image.open(tmp_path / "deep" / "out" / "reference.png") as reference:
+        assert reference.size == (384, 384)
+    assert [each.name for each in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_an_export_takes_the_place_of_a_checkpoint_and_keeps_its_card(workshop, trained, tmp_path):
+    out = tmp_path / "out"
+    export(workshop, "teacher", out)
+    (out / "README.md").write_text("A card.")
+    (out / "model-00009-of-00009.safetensors").write_bytes(b"of a larger one")
+    (out / "reference.png").write_bytes(b"of another")
+    export(workshop, "student", out)
+    assert (out / "README.md").read_text() == "A card."
+    assert not (out / "model-00009-of-00009.safetensors").exists()
+    assert Image.open(out / "reference.png").size == (384, 384)
+    assert StreamCharEngine.from_pretrained(out).preset.sampler.steps == MINIATURE.sampler.steps
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [("student", "run: streamchar train student"), ("vae", "must be one of teacher, student, .* got 'vae'")],
+)
+def test_an_export_that_fails_leaves_what_is_there(stage, message, another, tmp_path_factory):
+    out = tmp_path_factory.mktemp("home") / "out"
+    out.mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        (out / name).write_text(name)
+    with pytest.raises(TrainingError, match=message):
+        export(another, stage, out)
+    assert {each.name: each.read_text() for each in out.iterdir()} == {
+        name: name for name in ("README.md", "config.json", "model.safetensors")
+    }
+    assert [each.name for each in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("other", ["thesis.tex", ".git"])
+def test_an_export_over_other_files_is_refused_and_leaves_them(other, workshop, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / other).mkdir() if other == ".git" else (tmp_path / other).write_text("all my work")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingError, match=f"checkpoint alone, got {tmp_path} with {other}; give"):
+        export(workshop, "student", Path("."))
+    assert {each.name for each in tmp_path.iterdir()} == {"config.json", other}
+
+
+def test_an_export_over_a_file_is_refused(workshop, trained, tmp_path):
+    (tmp_path / "out").write_text("all my work")
+    with pytest.raises(TrainingError, match="out must be a directory, got the file"):
+        export(workshop, "student", tmp_path / "out")

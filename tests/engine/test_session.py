@@ -1,0 +1,467 @@
+"""A session takes text as it comes, is interrupted whenever its user likes, and others see nothing of it."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+
+from streamchar.pacing import Pacer
+from streamchar.session import SessionBusyError, SessionClosedError
+from streamchar.text import TextError
+from tests.engine.small import SMALL, TEXT, build, media, picture, take
+
+#: Seconds after which a test gives up on another thread.
+PATIENCE = 60
+
+
+class Slow:
+    """Pieces of text of which the test says when each of them comes."""
+
+    def __init__(self, *pieces):
+        self._pieces, self.asked, self.taken = list(pieces), 0, 0
+        self._may = threading.Semaphore(0)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.asked += 1
+        assert self._may.acquire(timeout=PATIENCE)
+        self.taken += 1
+        if self.taken > len(self._pieces):
+            raise StopIteration
+        piece = self._pieces[self.taken - 1]
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def come(self, count=1):
+        """Let pieces come, the end among them."""
+        self._may.release(count)
+
+
+def in_thread(work):
+    """Run ``work`` in a thread; return what waits for it and gives its result or raises its error."""
+    found = []
+
+    def run():
+        try:
+            found.append((work(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def result():
+        thread.join(PATIENCE)
+        assert found, "the thread did not end"
+        value, error = found[0]
+        if error is not None:
+            raise error
+        return value
+
+    return result
+
+
+def until(condition):
+    patience = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < patience
+        time.sleep(0.001)
+
+
+def window_of(session):
+    """Return what the session's window held when its last chunk was made."""
+    return " ".join(word.text for word in session._window.words)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[TEXT], [word + " " for word in TEXT.split()], list(TEXT), iter(TEXT)],
+    ids=["one", "words", "characters", "iterator"],
+)
+def test_text_in_pieces_gives_the_media_of_the_whole_text(pieces):
+    whole = media(list(build().open(picture(), seed=7).speak(TEXT, max_seconds=4)))
+    ours = media(list(build().open(picture(), seed=7).speak(pieces, max_seconds=4)))
+    assert torch.equal(ours[0], whole[0])
+    assert torch.equal(ours[1], whole[1])
+
+
+def test_a_chunk_is_made_of_what_has_come_and_does_not_wait_for_more():
+    pieces = Slow("one two three four five ", "six seven ", "eight")
+    session = build().open(picture())
+    speech = session.speak(pieces, max_seconds=60)
+    assert pieces.taken == 0
+    pieces.come()
+    next(speech)
+    assert window_of(session) == "one two three four five"
+    pieces.come()
+    until(lambda: pieces.taken == 2)
+    next(speech)
+    assert "six seven" in window_of(session)
+    pieces.come(2)
+    until(lambda: pieces.asked == 4)
+    next(speech)
+    assert window_of(session).endswith("eight")
+
+
+def test_speech_waits_for_text_where_all_of_it_is_said():
+    pieces = Slow("one ", "two")
+    session = build().open(picture())
+    speech = session.speak(pieces, max_seconds=60)
+    chunk = in_thread(lambda: next(speech))
+    time.sleep(0.05)
+    assert session.next_sample == 0
+    pieces.come()
+    assert chunk().index == 0
+    pieces.come(2)
+
+
+def test_interrupting_does_not_wait_for_text_and_what_comes_late_is_never_said():
+    pieces = Slow("leftover secret ")
+    session = build().open(picture())
+    speech = session.speak(pieces, max_seconds=60)
+    chunk = in_thread(lambda: next(speech))
+    until(lambda: pieces.asked)
+    assert session.interrupt().sample == 0
+    with pytest.raises(StopIteration):
+        chunk()
+    pieces.come()
+    until(lambda: pieces.taken == 1)
+    next(session.speak("fresh words", max_seconds=60))
+    assert window_of(session) == "fresh words"
+
+
+def test_a_dead_iterator_ends_the_speech_and_nothing_of_it_reaches_the_next():
+    session = build().open(picture())
+    pieces = Slow("one two thr", ConnectionError("the model went away"))
+    pieces.come(2)
+    with pytest.raises(ConnectionError):
+        list(session.speak(pieces))
+    next(session.speak("and on", max_seconds=60))
+    assert window_of(session).split()[-2:] == ["and", "on"]
+    assert "thr" not in window_of(session)
+
+
+@pytest.mark.parametrize(
+    ("piece", "error", "message"),
+    [(b"bytes", TypeError, "pieces of text must be str, got bytes"), ("bell\x07", TextError, "U\\+0007")],
+    ids=["bytes", "bell"],
+)
+def test_a_piece_that_is_no_text_ends_the_speech_and_the_session_goes_on(piece, error, message):
+    session = build().open(picture())
+    with pytest.raises(error, match=message):
+        list(session.speak(["one two ", piece]))
+    next(session.speak("and on", max_seconds=60))
+    assert window_of(session) == "and on"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [(None, "NoneType"), (b"hi", "bytes"), (7, "int")], ids=["none", "bytes", "number"]
+)
+def test_what_is_no_text_is_refused_at_once(text, kind):
+    session = build().open(picture())
+    with pytest.raises(
+        TypeError, match=f"text must be str, or an iterable or async iterable of str, got {kind}"
+    ):
+        session.speak(text)
+    assert take(session, 1)
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_a_time_limit_that_is_none_is_refused_at_once(seconds):
+    session = build().open(picture())
+    with pytest.raises(ValueError, match="max_seconds must be above 0"):
+        session.speak(TEXT, max_seconds=seconds)
+    assert take(session, 1)
+
+
+def test_a_word_that_cannot_be_said_is_refused_before_any_work_and_leaves_nothing():
+    session = build().open(picture())
+    with pytest.raises(TextError, match="have words of at most 64 tokens"):
+        session.speak("one two " + "x" * 65)
+    next(session.speak("fresh words", max_seconds=60))
+    assert window_of(session) == "fresh words"
+
+
+def test_a_second_text_is_refused_while_the_first_waits_for_its_first_piece():
+    pieces = Slow("one ")
+    session = build().open(picture())
+    speech = session.speak(pieces)
+    chunk = in_thread(lambda: next(speech))
+    with pytest.raises(SessionBusyError, match="call interrupt"):
+        session.speak("another")
+    pieces.come(2)
+    assert chunk().index == 0
+
+
+def test_text_from_an_async_iterator_is_read_in_the_callers_loop():
+    threads = []
+
+    async def pieces():
+        for word in TEXT.split():
+            threads.append(threading.current_thread())
+            await asyncio.sleep(0)
+            yield word + " "
+
+    async def collect(session):
+        return [chunk async for chunk in session.speak(pieces(), max_seconds=2.5)]
+
+    chunks = asyncio.run(collect(build().open(picture(), seed=7)))
+    expected = take(build().open(picture(), seed=7), 2)
+    assert torch.equal(media(chunks)[1], media(expected)[1])
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_an_async_iterator_is_refused_where_nothing_could_run_it():
+    async def pieces():
+        yield "one "
+
+    session = build().open(picture())
+    with pytest.raises(TypeError, match="call speak\\(\\) in a coroutine"):
+        session.speak(pieces())
+
+    async def blocking():
+        return next(session.speak(pieces()))
+
+    with pytest.raises(RuntimeError, match="'async for', got 'for'"):
+        asyncio.run(blocking())
+    assert take(session, 1)
+
+
+def test_the_event_loop_goes_on_while_text_and_chunks_are_waited_for():
+    pieces = Slow("one two three ")
+
+    async def speak(session):
+        speech = session.speak(pieces, max_seconds=60)
+        chunk = asyncio.ensure_future(anext(speech))
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert not chunk.done()
+        pieces.come()
+        return await chunk
+
+    assert asyncio.run(speak(build().open(picture()))).index == 0
+
+
+def test_a_cancelled_wait_loses_no_chunk():
+    async def collect(session):
+        speech = session.speak(TEXT, max_seconds=3.9)
+        chunks = []
+        while True:
+            try:
+                chunks.append(await asyncio.wait_for(anext(speech), 0.01))
+            except TimeoutError:
+                continue
+            except StopAsyncIteration:
+                return chunks
+
+    chunks = asyncio.run(collect(build().open(picture(), seed=7)))
+    assert [chunk.index for chunk in chunks] == [0, 1, 2]
+    expected = list(build().open(picture(), seed=7).speak(TEXT, max_seconds=3.9))
+    assert torch.equal(media(chunks)[1], media(expected)[1])
+
+
+def test_a_dead_iterator_and_an_interruption_reach_those_who_await():
+    async def dead(session):
+        pieces = Slow("one ", ConnectionError("gone"))
+        pieces.come(2)
+        return [chunk async for chunk in session.speak(pieces, max_seconds=60)]
+
+    session = build().open(picture())
+    with pytest.raises(ConnectionError):
+        asyncio.run(dead(session))
+
+    async def interrupted():
+        chunks = []
+        async for chunk in session.speak(TEXT, max_seconds=60):
+            chunks.append(chunk)
+            await asyncio.to_thread(session.interrupt)
+        return chunks
+
+    assert len(asyncio.run(interrupted())) == 1
+
+
+class Held:
+    """Denoising steps that wait for the test."""
+
+    def __init__(self, monkeypatch, lane):
+        self.begun, self.seen = threading.Semaphore(0), []
+        self._may = threading.Semaphore(0)
+        self._denoise = lane.denoise
+        monkeypatch.setattr(lane, "denoise", self._step)
+
+    def _step(self, index):
+        self.seen.append(index)
+        self.begun.release()
+        assert self._may.acquire(timeout=PATIENCE)
+        self._denoise(index)
+
+    def wait(self):
+        """Return once the next step has begun."""
+        assert self.begun.acquire(timeout=PATIENCE)
+
+    def go(self, steps=1):
+        """Let steps end."""
+        self._may.release(steps)
+
+
+def test_interrupt_returns_after_the_step_under_way(monkeypatch):
+    engine = build()
+    session = engine.open(picture())
+    held = Held(monkeypatch, engine._passes.rows[0].lane)
+    chunk = in_thread(lambda: next(session.speak(TEXT)))
+    held.wait()
+    report = in_thread(session.interrupt)
+    until(lambda: session._speech.ended)
+    held.go()
+    assert report().sample == 0
+    with pytest.raises(StopIteration):
+        chunk()
+    assert held.seen == [0]
+
+
+def test_interrupt_waits_for_no_other_session(monkeypatch):
+    engine = build(max_sessions=2)
+    first, second = engine.open(picture()), engine.open(picture(1))
+    held = Held(monkeypatch, engine._passes.rows[0].lane)
+    chunk = in_thread(lambda: next(first.speak(TEXT)))
+    held.wait()
+    # The pass of the first is under way, so the second waits for its own.
+    other = in_thread(lambda: next(second.speak(TEXT)))
+    until(lambda: engine._waiting)
+    assert in_thread(second.interrupt)().sample == 0
+    assert held.seen == [0]
+    held.go(SMALL.sampler.steps)
+    assert chunk().index == 0
+    with pytest.raises(StopIteration):
+        other()
+    assert engine.stats().chunks == 1
+
+
+def test_interrupting_one_of_a_batch_takes_one_step_and_the_others_keep_their_chunk(monkeypatch):
+    engine = build(max_sessions=2)
+    sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
+    held = Held(monkeypatch, engine._passes._lane)
+    engine._lock.acquire()
+    chunks = [in_thread(lambda session=session: next(session.speak(TEXT))) for session in sessions]
+    until(lambda: len(engine._waiting) == 2)
+    engine._lock.release()
+    held.wait()
+    report = in_thread(sessions[1].interrupt)
+    until(lambda: sessions[1]._speech.ended)
+    held.go()
+    assert report().sample == 0
+    held.wait()
+    assert held.seen == [0, 1]
+    held.go(SMALL.sampler.steps)
+    assert chunks[0]().index == 0
+    with pytest.raises(StopIteration):
+        chunks[1]()
+    assert engine.stats().chunks == 1
+
+
+def test_a_chunk_asked_for_by_a_closed_session_conditions_nobody(monkeypatch):
+    def ours(engine, before):
+        before(engine)
+        session = engine.open(picture(5), seed=5)
+        return media(take(session, 2))
+
+    def closed(engine):
+        session = engine.open(picture(), pacer=Pacer(0.0))
+        speech = session.speak("one two three four")
+        next(speech)
+        # It waits for its playback when it is closed.
+        late = in_thread(lambda: next(speech))
+        until(lambda: speech._turn is not None)
+        session.close()
+        with pytest.raises(StopIteration):
+            late()
+
+    expected = ours(build(max_sessions=1), lambda engine: None)
+    found = ours(build(max_sessions=1), closed)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("end", ["interrupt", "close"])
+def test_a_wait_for_playback_ends_with_the_speech(end):
+    session = build().open(picture(), pacer=Pacer(0.0))
+    speech = session.speak(TEXT, max_seconds=60)
+    next(speech)
+    session.pacer.delivered(3600.0)
+    late = in_thread(lambda: next(speech))
+    until(lambda: speech._turn is not None)
+    getattr(session, end)()
+    with pytest.raises(StopIteration):
+        late()
+
+
+def test_with_a_pacer_an_interruption_tells_what_was_played_from_what_was_delivered():
+    now = [0.0]
+    pacer = Pacer(float("inf"), clock=lambda: now[0], sleep=lambda seconds: None)
+    session = build().open(picture(), pacer=pacer)
+    speech = session.speak(TEXT, max_seconds=60)
+    chunks = [next(speech) for _ in range(3)]
+    now[0] = 1.5 * SMALL.seconds
+    report = session.interrupt()
+    assert (report.sample, report.played_sample) == (96_000, 48_000)
+    words = [word for chunk in chunks for word in chunk.words]
+    assert report.words == len(words)
+    assert report.played_words == sum(word.sample <= 48_000 for word in words)
+    assert pacer.lead == 0.0
+
+
+def test_an_endless_text_is_quoted_by_its_last_words_and_held_no_longer(monkeypatch):
+    from streamchar import session as module
+
+    monkeypatch.setattr(module, "QUOTED", 3)
+    session = build().open(picture())
+    speech = session.speak(TEXT, max_seconds=60)
+    words = [word.text for _ in range(4) for word in next(speech).words]
+    assert len(words) > 3
+    report = session.interrupt()
+    assert report.text.split() == words[-3:]
+    assert report.words == len(words)
+
+
+def test_after_ctrl_c_while_another_session_is_served_nobody_makes_the_chunk(monkeypatch):
+    engine = build(max_sessions=2)
+    first, second = engine.open(picture()), engine.open(picture(1))
+
+    class Interrupted:
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_):
+            raise AssertionError("not entered")
+
+    monkeypatch.setattr(engine, "_lock", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        next(second.speak(TEXT))
+    monkeypatch.undo()
+    assert engine._waiting == []
+    assert take(first, 1)
+    assert engine.stats().chunks == 1
+    second.interrupt()
+    assert take(second, 1)[0].index == 0
+
+
+@pytest.mark.parametrize("text", ["привет", "🙂🙂", "", "bell\x07", "x" * 100_001])
+def test_what_one_session_cannot_say_leaves_the_media_of_another_as_they_are(text):
+    engine = build(max_sessions=2)
+    first, second = engine.open(picture(), seed=7), engine.open(picture(1))
+    ours = take(first, 1)
+    with pytest.raises(TextError):
+        second.speak(text)
+    second.close()
+    with pytest.raises(SessionClosedError):
+        second.speak("more")
+    ours += take(first, 1)
+    alone = build().open(picture(), seed=7)
+    expected = media(take(alone, 1) + take(alone, 1))
+    assert torch.equal(media(ours)[0], expected[0])
+    assert torch.equal(media(ours)[1], expected[1])
