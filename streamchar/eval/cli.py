@@ -1,7 +1,6 @@
 """``streamchar eval``."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +38,10 @@ def short(
     """Speak held-out sentences with every source and write word error rate, lip sync, identity and speed."""
     console = Console()
     try:
-        _require_writable(out)
+        # It loads torch, which help should not wait for.
+        from ..media import require_writable
+
+        require_writable(out)
         _short(checkpoint, teacher, whisper, sentences, identities, side, seed, out, console)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         _say(error, console)
@@ -234,15 +236,6 @@ def _long(
 def _label(directory: Path, engine: "StreamCharEngine", part: str) -> str:
     """Say which checkpoint it is, and what part it plays where another is compared with it."""
     return f"{part or directory.resolve().name}, {engine.preset.sampler.steps} steps"
-
-
-def _require_writable(out: Path) -> None:
-    """Refuse a file that the results could not be written to."""
-    place = out if out.exists() else out.parent
-    if out.is_dir() or not out.parent.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(
-            f"--out must be a file that can be written, got {out}; name one in a directory of yours"
-        )
 
 
 def _say(error: Exception, console: Console) -> None:
