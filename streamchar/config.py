@@ -193,6 +193,9 @@ class OrchestratorConfig:
         duration_dim: width of the network that predicts how long each text token sounds. Text then lies on
             the time line of the audio, the token to be said next at the chunk's first frame; 0 leaves text at
             the positions of the language model, as pretrained ones expect.
+        duration_scale: what planned durations are multiplied by when the engine speaks: above 1 is slower
+            speech, and clearer. Training reads text at the pace it is said at. Without a duration predictor
+            there is no plan, and it must be 1.
     """
 
     dim: int
@@ -208,6 +211,7 @@ class OrchestratorConfig:
     norm_eps: float = 1e-6
     tokenizer: str = "bytes"
     duration_dim: int = 0
+    duration_scale: float = 1.0
 
     def __post_init__(self) -> None:
         require_positive(
@@ -222,6 +226,9 @@ class OrchestratorConfig:
         limit = " or ".join(map(repr, TOKENIZERS))
         require(self.tokenizer in TOKENIZERS, "tokenizer", limit, repr(self.tokenizer))
         require(self.duration_dim >= 0, "duration_dim", "0 or more", self.duration_dim)
+        limit = "between 0.5 and 2" if self.duration_dim else "1 where duration_dim is 0"
+        least, most = (0.5, 2.0) if self.duration_dim else (1.0, 1.0)
+        require(least <= self.duration_scale <= most, "duration_scale", limit, self.duration_scale)
         limit = "between 0 and 15 seconds (the range it is trained on)"
         require(0 <= self.history_seconds <= 15, "history_seconds", limit, self.history_seconds)
 

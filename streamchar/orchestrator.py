@@ -245,7 +245,8 @@ class Orchestrator(nn.Module):
         """
         self._check_prefix(state.k.shape[1], text_ids, text_lengths, history, history_lengths)
         prefix, text = self.prefix_tokens, self.text_tokens
-        layout = self._layout(text_ids, text_lengths, history_lengths, progress)
+        scale = self.config.duration_scale
+        layout = self._layout(text_ids, text_lengths, history_lengths, progress, scale)
         (cos, sin), mask = layout.rope, layout.mask
         x = self._embed_prefix(text_ids, history, layout.valid)
         states = self.model(
@@ -342,7 +343,12 @@ class Orchestrator(nn.Module):
         return states
 
     def _layout(
-        self, text_ids: Tensor, text_lengths: Tensor, history_lengths: Tensor, progress: Tensor | None
+        self,
+        text_ids: Tensor,
+        text_lengths: Tensor,
+        history_lengths: Tensor,
+        progress: Tensor | None,
+        duration_scale: float = 1.0,
     ) -> Layout:
         device, dtype = self.audio_in.weight.device, self.audio_in.weight.dtype
         batch, text, prefix = text_lengths.shape[0], self.text_tokens, self.prefix_tokens
@@ -365,7 +371,7 @@ class Orchestrator(nn.Module):
             if progress is None:
                 progress = torch.zeros(batch, device=device)
             # The plan is a given for what reads it: durations are learned from durations alone.
-            planned = self.durations(text_ids, valid[:, :text]).detach()
+            planned = duration_scale * self.durations(text_ids, valid[:, :text]).detach()
             times = token_times(planned, progress.float())
             audio = torch.where(in_history, slot - text - heard, slot - prefix)[:, text:]
             positions = torch.cat([times, audio.expand(batch, -1).float()], 1)

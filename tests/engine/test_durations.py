@@ -1,5 +1,6 @@
 """Text on the time line of the audio: where each token lies, and that the plan follows the pointer."""
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -138,6 +139,23 @@ def test_a_streamed_chunk_is_that_of_one_pass(rng):
     again = streamed(orchestrator, inputs)
     assert_close(again[0], conditions, torch.float32, 2 * GROWTH)
     assert_close(again[1], position, torch.float32, 2 * GROWTH)
+
+
+def test_a_slower_pace_is_that_of_longer_durations_and_training_does_not_see_it(rng):
+    orchestrator, inputs = build(rng), draw(rng)
+    orchestrator.durations.out.weight.data.mul_(0.1)  # off the bounds of a logarithm
+    slower = Orchestrator(replace(CONFIG, duration_scale=1.5), CHANNELS, CHUNK)
+    slower.load_state_dict(orchestrator.state_dict())
+    with torch.no_grad():
+        plain = orchestrator(*inputs)
+        for made, expected in zip(slower(*inputs), plain, strict=True):
+            assert torch.equal(made, expected)
+        orchestrator.durations.out.bias.add_(math.log(1.5))
+        conditions, position = orchestrator(*inputs)
+    # An exponential of a sum rounds otherwise than a product, and twenty frames away that turns a phase by 1e-5.
+    for made, expected, before in zip(streamed(slower, inputs), (conditions, position), plain, strict=True):
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+        assert (expected - before).abs().max() > 0.01
 
 
 def test_draws_that_share_a_prefix_are_those_made_one_at_a_time(rng):

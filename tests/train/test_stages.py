@@ -20,7 +20,7 @@ from streamchar.engine import StreamCharEngine
 from streamchar.train import rollout, vocoder
 from streamchar.train.cli import _train
 from streamchar.train.curves import COLUMNS, draw_curves
-from streamchar.train.export import engine_of, export
+from streamchar.train.export import DURATION_SCALE, engine_of, export
 from streamchar.train.loop import TrainingError, read_log, run, step_generator
 from streamchar.train.stages import PARENTS, SHIPPED, Workshop
 from tests.engine.small import SMALL, picture
@@ -320,6 +320,7 @@ def test_an_export_is_the_average_in_bf16_with_a_picture(workshop, trained, tmp_
     export(workshop, "teacher", tmp_path / "deep" / "out")
     engine = StreamCharEngine.from_pretrained(tmp_path / "deep" / "out")
     assert engine.preset.sampler.steps == len(engine.preset.sampler.sigmas) == 50
+    assert engine.orchestrator.config.duration_scale == DURATION_SCALE > MINIATURE.orchestrator.duration_scale
     joint = workshop.joint("teacher")
     ours, theirs = engine.dit.state_dict(), joint.dit.state_dict()
     assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in theirs)
