@@ -111,7 +111,11 @@ LM = preset("tiny").orchestrator
         (lambda: replace(LM, history_seconds=20.0), "history_seconds", "15 seconds"),
         (lambda: replace(LM, duration_scale=0.4), "duration_scale", "between 0.5 and 2"),
         (lambda: replace(LM, duration_scale=float("nan")), "duration_scale", "between 0.5 and 2"),
-        (lambda: replace(LM, duration_dim=0, duration_scale=1.2), "duration_scale", "1 where duration_dim is 0"),
+        (
+            lambda: replace(LM, duration_dim=0, duration_scale=1.2),
+            "duration_scale",
+            "1 where duration_dim is 0",
+        ),
         (lambda: ChunkConfig(latent_frames=4), "sink_latents", "raise latent_frames"),
         (lambda: ChunkConfig(sink_latents=-1), "sink_latents", "between 0 and latent_frames = 8"),
         (lambda: ChunkConfig(motion_latents=1.0), "motion_latents", "a whole number"),

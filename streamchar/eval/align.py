@@ -5,12 +5,16 @@ Its phones are named as the CMU dictionary names them; the face's visemes go by 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.visemes import Phone
 from .normalise import normalise
 from .wer import FRAME, MARGIN, Audio, padded, pcm16
+
+if TYPE_CHECKING:
+    from pocketsphinx import Decoder
 
 #: The voice's symbol for each phone of the CMU dictionary.
 SYMBOLS = {
@@ -91,9 +95,7 @@ class Aligner:
         Returns:
             In order, a silence without a text; None where the aligner finds no way through the recording.
         """
-        for word in words:
-            if self._decoder.lookup_word(word) is None:
-                self._decoder.add_word(word, spelled_in_phones(self._pronounce(word)))
+        learn(self._decoder, words, self._pronounce)
         # Its beam loses one clean recording in fifty; with a faint noise it mostly does not.
         recording = padded(audio)
         noise = np.random.default_rng(0)
@@ -133,6 +135,19 @@ class Aligner:
         self._decoder.start_utt()
         self._decoder.process_raw(pcm, full_utt=True)
         self._decoder.end_utt()
+
+
+def learn(decoder: "Decoder", words: Sequence[str], pronounce: Callable[[str], str]) -> None:
+    """Add the words that a decoder's dictionary does not have.
+
+    Args:
+        decoder: to add them to.
+        words: normalised.
+        pronounce: the symbols of a word.
+    """
+    for word in words:
+        if decoder.lookup_word(word) is None:
+            decoder.add_word(word, spelled_in_phones(pronounce(word)))
 
 
 def spelled_in_phones(symbols: str) -> str:

@@ -188,6 +188,7 @@ def _long(
     from .long_report import rich_table
     from .long_run import LongRun, Protocol, digest
     from .long_targets import targets
+    from .skips import SkipFinder
     from .sources import GroundTruth
     from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
     from .wer import Sphinx
@@ -216,9 +217,9 @@ def _long(
             SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
         )
     speaker = Speaker()
-    instruments = Instruments(
-        Sphinx(), Aligner(speaker.tokenizer.g2p), voice_statistics(speaker), size, identities
-    )
+    pronounce = speaker.tokenizer.g2p
+    hearing = Sphinx(), Aligner(pronounce), SkipFinder(pronounce)
+    instruments = Instruments(*hearing, voice_statistics(speaker), size, identities)
 
     def progress(numbers: Iterable[int], source: str) -> Iterable[int]:
         return track(numbers, description=source, total=len(list(numbers)), console=console, transient=True)

@@ -7,7 +7,9 @@ measures hold for any source.
 
 import ctypes
 import os
-from collections.abc import Sequence
+import random
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +28,7 @@ from .normalise import normalise
 from .sources import FIRST_IDENTITY, SAMPLES_PER_FRAME, reference_frame
 from .streams import LongSource, Part, Script
 from .sync import LipReader, beside_words, sync_score
-from .transcript import EdgeCount, Reader, Settled, WordCount, at_edges
+from .transcript import EdgeCount, Event, Reader, Settled, WordCount, at_edges
 from .voice import VoiceStatistics, raised, similarity
 from .wer import Audio, HeardWord
 
@@ -57,6 +59,14 @@ class WordAligner(Protocol):
         ...
 
 
+class Searcher(Protocol):
+    """Say which words are not in a recording."""
+
+    def missing(self, audio: Audio, words: Sequence[str], doubtful: Collection[int]) -> set[int] | None:
+        """Return which doubtful words, by their numbers, are missing; None where that cannot be told."""
+        ...
+
+
 @dataclass(frozen=True)
 class Instruments:
     """What streams are measured with.
@@ -64,6 +74,7 @@ class Instruments:
     Attributes:
         listener: hears words.
         aligner: finds asked words in what was said.
+        searcher: tells words that are missing from those that the listener does not write down.
         voice: statistics of the voice that is to be heard.
         size: height and width of all pictures.
         identities: characters of the gallery, at least 2.
@@ -71,6 +82,7 @@ class Instruments:
 
     listener: Listener
     aligner: WordAligner
+    searcher: Searcher
     voice: Values
     size: tuple[int, int]
     identities: int
@@ -83,8 +95,11 @@ class StreamScores:
     Attributes:
         minutes: of each measure (see :data:`~streamchar.eval.long_course.MEASURES`) a value a minute, None
             where there was nothing to measure.
-        skipped: words asked for and not heard, at the edges of chunks and away from them.
+        unheard: words asked for and not heard, at the edges of chunks and away from them.
+        skipped: those of them that the recording is better explained without, or where that cannot be told.
         repeated: words heard again that were asked for once, likewise.
+        planted: words that nobody said, put to the searcher among those that were, one in a segment.
+        found: those of them that it found missing.
         words: asked for in what was said.
         confirmed: of these, heard right, and found by the aligner: those that the place is measured at.
         seconds: that the stream lasted.
@@ -93,8 +108,11 @@ class StreamScores:
     """
 
     minutes: dict[str, list[float | None]]
+    unheard: EdgeCount
     skipped: EdgeCount
     repeated: EdgeCount
+    planted: int
+    found: int
     words: int
     confirmed: int
     seconds: float
@@ -145,6 +163,10 @@ class Scorer:
         # One more for what comes after the last, which is reported nowhere.
         minutes = max(self._last_minute, 1) + 1
         self._means, self._count = MinuteMeans(minutes), WordCount(minutes)
+        self._skipped, self._planted, self._found = array("d"), 0, 0
+        self._draw = random.Random(script.seed)
+        # The segment before and its words.
+        self._past: tuple[Audio, list[str]] = np.zeros(0, np.float32), []
         self._frames = 0
         self._before: Frames | None = None
         self._cutter, self._reader = Cutter(), Reader(self._asked)
@@ -209,8 +231,11 @@ class Scorer:
         minutes = max(min(self._last_minute, round(self._frames / MINUTE)), 1)
         scores = StreamScores(
             minutes={name: _spelled(values[:minutes]) for name, values in self._minutes().items()},
-            skipped=at_edges(self._count.skipped, self._chunk, seconds),
+            unheard=at_edges(self._count.unheard, self._chunk, seconds),
+            skipped=at_edges(self._skipped, self._chunk, seconds),
             repeated=at_edges(self._count.repeated, self._chunk, seconds),
+            planted=self._planted,
+            found=self._found,
             words=self._count.words,
             confirmed=int(np.isfinite(self._heard).sum()),
             seconds=seconds,
@@ -247,6 +272,7 @@ class Scorer:
         lips, self._lips = self._lips[:frames], self._lips[frames:]
         minute = min(int((segment.start + frames / 2) // MINUTE), len(self._voices) - 1)
         self._count.add(settled.events)
+        self._search(segment.audio, settled.events)
         self._voices[minute].add(segment.audio)
         self._others[minute].add(raised(segment.audio))
         if minute != self._sync_minute:
@@ -264,6 +290,32 @@ class Scorer:
                 self._heard[index] = segment.start / FRAME_RATE + word.middle
         if spoken:
             self._synced.append(beside_words(lips, [phone for word in words for phone in word.phones]))
+
+    def _search(self, audio: Audio, events: Sequence[Event]) -> None:
+        """Look for the words of a segment that were not heard, and for one that nobody said."""
+        asked = [event for event in events if event.asked is not None]
+        if not asked:
+            return
+        said = words = [self._asked[number] for event in asked if (number := event.asked) is not None]
+        sound = audio
+        if asked[0].heard is None:
+            # What was not heard between two segments may be at the end of the one before.
+            audio, words = np.concatenate([self._past[0], audio]), [*self._past[1], *words]
+        self._past = sound, said
+        planted = self._draw.randrange(len(words) + 1)
+        stranger = self._draw.choice([word for word in self._asked if word not in words])
+        text = [*words[:planted], stranger, *words[planted:]]
+        before = len(words) - len(said)
+        unheard = {before + place: event for place, event in enumerate(asked) if event.heard is None}
+        # In the text with the planted word, those behind it have moved up.
+        places = {place + (place >= planted): event for place, event in unheard.items()}
+        missing = self._tools.searcher.missing(audio, text, {planted, *places})
+        if missing is None:
+            self._skipped.extend(event.time for event in places.values())
+            return
+        self._planted += 1
+        self._found += planted in missing
+        self._skipped.extend(event.time for place, event in places.items() if place in missing)
 
     def _finish_sync(self) -> None:
         """Compare the lips of the minute at hand with its words, and let go of both."""

@@ -29,7 +29,7 @@ class Measure(NamedTuple):
 
 MEASURES: Mapping[str, Measure] = {
     "word errors": Measure("word errors, % of words", ".1f", 100),
-    "skipped": Measure("words not heard, %", ".1f", 100),
+    "unheard": Measure("words not heard, %", ".1f", 100),
     "repeated": Measure("words heard again, %", ".1f", 100),
     "place, seconds": Measure("place error, s", ".2f"),
     "place, words": Measure("place error, words", ".2f"),
@@ -107,8 +107,11 @@ class SourceCourse:
         minutes: of each measure its mean over the streams, a value a minute.
         courses: of the means, for each measure that has values.
         drifts: of each measure that has values.
-        skipped: summed over the streams.
+        unheard: words that the recogniser did not write down, summed over the streams.
+        skipped: those of them that are not in the recording, likewise.
         repeated: likewise.
+        planted: words that nobody said, likewise.
+        found: those of them that were found missing.
         words: asked for, likewise.
         confirmed: of these, heard right and found: those that the place error is measured at.
         memory_slopes: megabytes a minute, of every stream that knows it.
@@ -120,8 +123,11 @@ class SourceCourse:
     minutes: dict[str, Curve]
     courses: dict[str, Course]
     drifts: dict[str, Drift]
+    unheard: EdgeCount
     skipped: EdgeCount
     repeated: EdgeCount
+    planted: int
+    found: int
     words: int
     confirmed: int
     memory_slopes: list[float]
@@ -139,9 +145,9 @@ def merge(source: str, streams: Sequence[StreamScores]) -> SourceCourse:
         name: [_mean([curve[k] for curve in found if k < len(curve)]) for k in range(longest)]
         for name, found in curves.items()
     }
-    skipped, repeated = (
+    unheard, skipped, repeated = (
         EdgeCount(*np.sum([[count.near, count.away, count.edges] for count in counts], 0).tolist())
-        for counts in ([s.skipped for s in streams], [s.repeated for s in streams])
+        for counts in zip(*((scores.unheard, scores.skipped, scores.repeated) for scores in streams))
     )
     return SourceCourse(
         source,
@@ -150,8 +156,11 @@ def merge(source: str, streams: Sequence[StreamScores]) -> SourceCourse:
         minutes,
         {name: known for name, values in minutes.items() if (known := course(values))},
         {name: drift for name, each in curves.items() if (drift := _drift(each))},
+        unheard,
         skipped,
         repeated,
+        sum(scores.planted for scores in streams),
+        sum(scores.found for scores in streams),
         sum(scores.words for scores in streams),
         sum(scores.confirmed for scores in streams),
         [scores.memory_slope for scores in streams if scores.memory_slope is not None],

@@ -20,7 +20,8 @@ def as_dict(sources: Sequence[SourceCourse]) -> list[dict[str, Any]]:
     found = []
     for source in sources:
         entry = asdict(source)
-        for kind, count in (("skipped", source.skipped), ("repeated", source.repeated)):
+        for kind in ("unheard", "skipped", "repeated"):
+            count: EdgeCount = getattr(source, kind)
             entry[kind] |= {"rate": count.rate, "rate_error": count.rate_error}
             entry[kind] |= {"excess": count.excess, "error": count.error}
         if source is not sources[0]:
@@ -42,11 +43,12 @@ def table_lines(sources: Sequence[SourceCourse]) -> list[list[str]]:
         cells = [_cell(source, sources[0], name) for source in sources]
         lines.append([measure.label, *cells])
     lines.append(["words heard right and found, %", *(_share(s.confirmed, s.words) for s in sources)])
-    for kind in ("skipped", "repeated"):
+    lines.append(["planted words found missing, %", *(_share(s.found, s.planted) for s in sources)])
+    for kind, label in (("unheard", "not heard"), ("skipped", "skipped"), ("repeated", "repeated")):
         counts = [getattr(source, kind) for source in sources]
-        lines.append([f"{kind} near an edge, % of edges", *(_near(count, counts[0]) for count in counts)])
+        lines.append([f"{label} near an edge, % of edges", *(_near(count, counts[0]) for count in counts)])
         lines.append(
-            [f"{kind} at an edge, % more", *(f"{100 * c.excess:+.1f} ± {100 * c.error:.1f}" for c in counts)]
+            [f"{label} at an edge, % more", *(f"{100 * c.excess:+.1f} ± {100 * c.error:.1f}" for c in counts)]
         )
     lines.append(["memory, MB a minute", *(_growth(source.memory_slopes) for source in sources)])
     return lines

@@ -160,7 +160,7 @@ def _read(file: Path) -> tuple[dict[str, Any], StreamScores]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         scores = found["scores"]
-        counts = {name: EdgeCount(**scores[name]) for name in ("skipped", "repeated")}
+        counts = {name: EdgeCount(**scores[name]) for name in ("unheard", "skipped", "repeated")}
         missing = {"protocol", "source", "weights"} - found.keys()
         if missing:
             raise KeyError(*missing)

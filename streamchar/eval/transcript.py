@@ -201,11 +201,11 @@ def _same_run(path: Sequence[Pair], one: int, other: int) -> bool:
 
 @dataclass(frozen=True)
 class EdgeCount:
-    """Words skipped or repeated near the edges of chunks and away from them.
+    """Words not heard, skipped or repeated near the edges of chunks and away from them.
 
     Near is within a quarter of a chunk of an edge, which is half of the time: without a cause at the edges
     both counts are the same but for chance. A fault that strikes everywhere shows in the rate alone, as do
-    the recogniser's own mistakes, so that it has to be seen beside the ground truth's.
+    the recogniser's own mistakes in that of words not heard, which has to be seen beside the ground truth's.
 
     Attributes:
         near: words within a quarter of a chunk.
@@ -259,26 +259,26 @@ class WordCount:
 
     Attributes:
         words: that were asked for.
-        skipped: times of words asked for and not heard, in seconds.
+        unheard: times of words asked for and not heard, in seconds.
         repeated: of words heard again.
     """
 
     def __init__(self, minutes: int) -> None:
-        self.words, self.skipped, self.repeated = 0, array("d"), array("d")
+        self.words, self.unheard, self.repeated = 0, array("d"), array("d")
         self._table = np.zeros((4, minutes))
 
     def add(self, events: Iterable[Event]) -> None:
         """Take in the next events."""
         for event in events:
-            asked, skipped = event.asked is not None, event.heard is None
+            asked, unheard = event.asked is not None, event.heard is None
             self.words += asked
-            self.skipped.extend([event.time] * skipped)
+            self.unheard.extend([event.time] * unheard)
             self.repeated.extend([event.time] * event.again)
             minute = int(event.time // 60)
             if 0 <= minute < self._table.shape[1]:
-                self._table[:, minute] += (asked, not event.right, skipped, event.again)
+                self._table[:, minute] += (asked, not event.right, unheard, event.again)
 
     def rates(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return "word errors", "skipped" and "repeated" of each minute, a word asked; NaN without words."""
+        """Return "word errors", "unheard" and "repeated" of each minute, a word asked; NaN without words."""
         rates = self._table[1:] / np.where(self._table[0] > 0, self._table[0], np.nan)
-        return dict(zip(("word errors", "skipped", "repeated"), rates))
+        return dict(zip(("word errors", "unheard", "repeated"), rates))

@@ -152,7 +152,7 @@ def test_a_slower_pace_is_that_of_longer_durations_and_training_does_not_see_it(
             assert torch.equal(made, expected)
         orchestrator.durations.out.bias.add_(math.log(1.5))
         conditions, position = orchestrator(*inputs)
-    # An exponential of a sum rounds otherwise than a product, and twenty frames away that turns a phase by 1e-5.
+    # An exponential of a sum rounds otherwise than a product; twenty frames away that turns a phase by 1e-5.
     for made, expected, before in zip(streamed(slower, inputs), (conditions, position), plain, strict=True):
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
         assert (expected - before).abs().max() > 0.01

@@ -1,7 +1,7 @@
 """A whole stream of two minutes, made up so that every score has a known answer."""
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import pairwise
 from string import ascii_lowercase
@@ -15,6 +15,7 @@ from streamchar.eval.face import face
 from streamchar.eval.long import Instruments, Scorer, StreamScores, resident_megabytes, slope
 from streamchar.eval.sources import FIRST_IDENTITY
 from streamchar.eval.streams import Part, Script
+from streamchar.eval.transcript import EdgeCount
 from streamchar.eval.wer import HeardWord
 
 SIZE, MINUTES, CHUNK = 32, 2, 96
@@ -38,8 +39,20 @@ def spoken(audio: np.ndarray) -> list[tuple[int, float, float]]:
 
 
 class Ear:
+    """Hears every word but some, whose sound it knows all the same where it is told to look for it."""
+
+    def __init__(self, deaf: Collection[int] = (), lost: bool = False) -> None:
+        self.deaf, self.lost = deaf, lost
+
     def words(self, audio: np.ndarray) -> list[HeardWord]:
-        return [HeardWord(WORDS[number], start, end) for number, start, end in spoken(audio)]
+        found = [each for each in spoken(audio) if each[0] not in self.deaf]
+        return [HeardWord(WORDS[number], start, end) for number, start, end in found]
+
+    def missing(self, audio: np.ndarray, words: Sequence[str], doubtful: Collection[int]) -> set[int] | None:
+        if self.lost:
+            return None
+        there = [WORDS[number] for number, _, _ in spoken(audio)]
+        return {index for index in doubtful if words[index] not in there}
 
     def align_words(self, audio: np.ndarray, words: Sequence[str]) -> list[TimedWord] | None:
         found = spoken(audio)
@@ -66,12 +79,18 @@ def drawn(identity: int = 0) -> np.ndarray:
     return np.tile(drawn.permute(0, 2, 3, 1).numpy(), (FRAMES // PERIOD, 1, 1, 1))
 
 
+def instruments(ear: Ear | None = None) -> Instruments:
+    ear = ear or Ear()
+    return Instruments(ear, ear, ear, np.ones(38), (SIZE, SIZE), identities=2)
+
+
 def score(
     said: Sequence[int] = range(SLOTS),
     pointer: float = 0.0,
     video: np.ndarray | None = None,
     seconds: float | None = 0.5,
     dropped: range = range(0),
+    ear: Ear | None = None,
 ) -> StreamScores:
     """Score a stream that says a word of its text in every slot and points at it so many seconds late.
 
@@ -84,7 +103,7 @@ def score(
         audio[slot * SLOT : slot * SLOT + SOUND] = (number + 1) / 1000
         number -= len(dropped) * (number >= dropped.stop > 0)
         pointed.setdefault(number, (slot * SLOT + SOUND / 2) / 24 + pointer)
-    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    tools = instruments(ear)
     scorer = Scorer(SCRIPT, tools, CHUNK / 24)
     for start in range(0, FRAMES, CHUNK):
         part = slice(start, start + CHUNK)
@@ -94,15 +113,21 @@ def score(
     return scorer.finish()[0]
 
 
+def total(count: EdgeCount) -> int:
+    return count.near + count.away
+
+
 @pytest.fixture(scope="module")
 def clean() -> StreamScores:
     return score()
 
 
 def test_a_clean_stream_has_no_errors_and_every_word_confirmed(clean: StreamScores) -> None:
-    for name in ("word errors", "skipped", "repeated"):
+    for name in ("word errors", "unheard", "repeated"):
         assert clean.minutes[name] == [0, 0]
     assert clean.words == clean.confirmed == SLOTS
+    # A word that nobody said in each of at least 15 segments of 8 seconds.
+    assert clean.planted == clean.found >= 15
     assert clean.seconds == 60 * MINUTES
     assert clean.minutes["identity"] == [1, 1]
     assert clean.minutes["lips late by"] == [0, 0]
@@ -129,24 +154,41 @@ def test_words_that_are_no_longer_asked_for_are_not_missed() -> None:
     assert found.minutes["word errors"] == [0, 0]
     assert found.words == found.confirmed == SLOTS
     assert found.minutes["place, words"] == pytest.approx([0, 0], abs=1e-3)
-    assert score(interrupted).skipped.near + score(interrupted).skipped.away == 15
+    assert total(score(interrupted).unheard) == 15
 
 
 def test_a_phrase_said_again_at_the_start_of_a_segment_is_repeated() -> None:
     # The place in the text jumps back by eight words and goes on from there.
     found = score([*range(60), *range(52, SLOTS - 8)])
-    assert found.repeated.near + found.repeated.away == 8
-    assert found.skipped.near + found.skipped.away == 0
+    assert total(found.repeated) == 8
+    assert total(found.unheard) == 0
+
+
+def test_words_that_the_recogniser_does_not_write_down_are_not_skipped() -> None:
+    # Five words are there and not heard, three are not there.
+    said, deaf = [*range(100), *range(103, SLOTS + 3)], {20, 21, 50, 99, 140}
+    found = score(said, ear=Ear(deaf))
+    assert total(found.unheard) == 8
+    assert total(found.skipped) == 3
+    assert found.skipped == score(said).skipped
+    assert found.planted == found.found > 0
+
+
+def test_words_count_as_skipped_where_that_cannot_be_told() -> None:
+    found = score(ear=Ear({20, 21, 50}, lost=True))
+    assert found.skipped == found.unheard
+    assert total(found.skipped) == 3
+    assert found.planted == found.found == 0
 
 
 def test_words_said_twice_and_skipped_are_counted_in_their_minutes() -> None:
     # One word of the first minute is said twice, two of the second are left out.
     said = [*range(41), *range(40, 120), *range(122, SLOTS + 1)]
     found = score(said)
-    assert found.repeated.near + found.repeated.away == 1
-    assert found.skipped.near + found.skipped.away == 2
+    assert total(found.repeated) == 1
+    assert total(found.unheard) == total(found.skipped) == 2
     assert found.minutes["repeated"] == pytest.approx([1 / 89, 0], rel=0.05)
-    assert found.minutes["skipped"] == pytest.approx([0, 2 / 92], rel=0.05)
+    assert found.minutes["unheard"] == pytest.approx([0, 2 / 92], rel=0.05)
     assert found.minutes["word errors"] == pytest.approx([1 / 89, 2 / 92], rel=0.05)
     assert found.minutes["place, seconds"] == pytest.approx([0, 0], abs=1e-3)
 
@@ -205,7 +247,7 @@ def test_memory_that_was_freed_between_what_stays_does_not_count() -> None:
 
 
 def test_what_is_held_of_a_stream_does_not_grow_with_it() -> None:
-    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    tools = instruments()
     scorer, held = Scorer(SCRIPT, tools, CHUNK / 24), []
     tracemalloc.start()
     try:
@@ -236,13 +278,13 @@ def test_a_line_has_its_slope_and_points_beside_it_make_that_unsure() -> None:
 
 
 def test_nothing_cannot_be_scored() -> None:
-    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    tools = instruments()
     with pytest.raises(ValueError, match="must have media to be scored"):
         Scorer(SCRIPT, tools, 1.0).finish()
 
 
 def test_a_sheet_shows_the_beginning_and_each_minute_asked_for_up_to_the_end() -> None:
-    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    tools = instruments()
     scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 60.0), tools, CHUNK / 24)
     for number in range(16):
         video = np.full((CHUNK, SIZE, SIZE, 3), number, np.uint8)
@@ -257,7 +299,7 @@ def test_a_sheet_shows_the_beginning_and_each_minute_asked_for_up_to_the_end() -
 
 
 def test_a_sheet_of_a_long_stream_shows_minutes_five_and_ten_too() -> None:
-    tools = Instruments(Ear(), Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    tools = instruments()
     scorer = Scorer(Script(SCRIPT.sentences, FIRST_IDENTITY, 0, 660.0), tools, CHUNK / 24)
     # Parts of ten seconds, each of the colour of its number.
     for number in range(66):

@@ -201,9 +201,9 @@ def test_rates_are_those_of_each_minute() -> None:
     count.add(events[4:])
     rates = count.rates()
     assert rates["word errors"][:2].tolist() == [0.5, 0.5]
-    assert rates["skipped"][:2].tolist() == [0.25, 0]
+    assert rates["unheard"][:2].tolist() == [0.25, 0]
     assert rates["repeated"][:2].tolist() == [0, 0.5]
     assert np.isnan(rates["word errors"][2])
     assert count.words == 8
-    assert list(count.skipped) == [3]
+    assert list(count.unheard) == [3]
     assert list(count.repeated) == [63]

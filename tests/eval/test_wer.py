@@ -8,6 +8,7 @@ import pytest
 from streamchar.data.visemes import Phone
 from streamchar.eval.align import Aligner, spelled_in_phones, spoken_span
 from streamchar.eval.normalise import normalise, number_words
+from streamchar.eval.skips import SkipFinder
 from streamchar.eval.wer import Sphinx, Whisper, pcm16, word_errors
 
 
@@ -92,6 +93,26 @@ def test_pocketsphinx_hears_the_words_of_the_training_voice() -> None:
     assert first == pytest.approx(0.1, abs=0.1)  # the voice keeps so much silence in front
     assert 1.5 < last < len(audio) / 24_000
     assert "".join(phone.symbol for phone in phones if phone.symbol.isalpha()).startswith("θæŋkju")
+
+
+def test_a_word_is_missing_where_the_recording_fits_better_without_it() -> None:
+    pytest.importorskip("hibari")
+    pytest.importorskip("onnx")
+    from streamchar.data.speech import Speaker
+
+    speaker = Speaker()
+    text = "The man bought a loaf of bread for his sister."
+    audio, words = speaker.say(text).audio, normalise(text).split()
+    finder = SkipFinder(speaker.tokenizer.g2p)
+    assert finder.missing(audio, words, range(len(words))) == set()
+    for place, stranger in ((2, "near"), (3, "gramophone"), (5, "the"), (10, "a")):
+        more = [*words[:place], stranger, *words[place:]]
+        assert finder.missing(audio, more, {place, place - 1}) == {place}, stranger
+    # Words in no doubt must be found, whatever they are.
+    noise = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    assert finder.missing(noise, ["kitchen"], {0}) in ({0}, None)
+    with pytest.raises(ValueError, match="must name a word"):
+        finder.missing(audio, words, ())
 
 
 def test_words_outside_the_dictionary_are_spelled_as_the_voice_says_them() -> None:
