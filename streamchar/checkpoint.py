@@ -153,6 +153,9 @@ def save_pretrained(
         where = {key: name for name, members in zip(names, shards) for key in members}
         _write_json(partial / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
         _write_json(partial / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "config": written})
+        # safetensors writes files that their owner alone may read; the umask decides, as for any other file.
+        for name in names:
+            shutil.copymode(partial / CONFIG_FILE, partial / name)
 
 
 def _flatten(target: Path, modules: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Checkpoints come back as they went out, and what is wrong with one is named before anything is loaded."""
 
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -334,6 +335,15 @@ def test_whole_numbers_serve_as_floats() -> None:
     value["orchestrator"]["history_seconds"] = 15
     value["sampler"]["sigmas"] = [1]
     assert type(preset_from_json(json.loads(json.dumps(value))).sampler.sigmas[0]) is float
+
+
+def test_weights_may_be_read_by_whom_the_config_may(tmp_path: Path, modules: dict[str, nn.Module]) -> None:
+    before = os.umask(0o027)
+    try:
+        save_pretrained(tmp_path / "out", TINY, states(modules))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_nothing_is_overwritten(saved: Path, modules: dict[str, nn.Module]) -> None:
