@@ -301,8 +301,8 @@ class Orchestrator(nn.Module):
         audio_channels] with ``sigma`` [batch, draws]: several noisy versions of a chunk that share one pass
         over the prefix and see nothing of each other. Results then have the draws as second dimension.
 
-        Planned durations are taken as they are: ``duration_scale`` is for speaking, and speech to train on has
-        its own pace.
+        Planned durations are taken as they are: ``duration_scale`` is for speaking, and speech to train on
+        has its own pace.
         """
         many = x_audio.dim() == 4
         if not many:
