@@ -95,7 +95,7 @@ class Aligner:
         Returns:
             In order, a silence without a text; None where the aligner finds no way through the recording.
         """
-        learn(self._decoder, words, self._pronounce)
+        self.knowing(words)
         # Its beam loses one clean recording in fifty; with a faint noise it mostly does not.
         recording = padded(audio)
         noise = np.random.default_rng(0)
@@ -118,6 +118,13 @@ class Aligner:
             recording = padded(audio) + noise.normal(0, _NOISE, len(recording)).astype(np.float32)
         return None
 
+    def knowing(self, words: Sequence[str]) -> "Decoder":
+        """Return the decoder, whose dictionary now has all of ``words``, which are normalised."""
+        for word in words:
+            if self._decoder.lookup_word(word) is None:
+                self._decoder.add_word(word, spelled_in_phones(self._pronounce(word)))
+        return self._decoder
+
     def _search(self, pcm: bytes, words: Sequence[str]) -> bool:
         """Look for the words, then for the phones within them; return whether there is a way through."""
         self._decoder.set_align_text(" ".join(words))
@@ -135,19 +142,6 @@ class Aligner:
         self._decoder.start_utt()
         self._decoder.process_raw(pcm, full_utt=True)
         self._decoder.end_utt()
-
-
-def learn(decoder: "Decoder", words: Sequence[str], pronounce: Callable[[str], str]) -> None:
-    """Add the words that a decoder's dictionary does not have.
-
-    Args:
-        decoder: to add them to.
-        words: normalised.
-        pronounce: the symbols of a word.
-    """
-    for word in words:
-        if decoder.lookup_word(word) is None:
-            decoder.add_word(word, spelled_in_phones(pronounce(word)))
 
 
 def spelled_in_phones(symbols: str) -> str:

@@ -217,8 +217,8 @@ def _long(
             SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
         )
     speaker = Speaker()
-    pronounce = speaker.tokenizer.g2p
-    hearing = Sphinx(), Aligner(pronounce), SkipFinder(pronounce)
+    aligner = Aligner(speaker.tokenizer.g2p)
+    hearing = Sphinx(), aligner, SkipFinder(aligner)
     instruments = Instruments(*hearing, voice_statistics(speaker), size, identities)
 
     def progress(numbers: Iterable[int], source: str) -> Iterable[int]:

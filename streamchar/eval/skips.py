@@ -6,9 +6,9 @@ other. Only where the recording fits better without it is the word skipped. The 
 nobody said, planted among the others, shows that skipped ones are found.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
-from .align import learn
+from .align import Aligner
 from .transcript import edit_path
 from .wer import Audio, padded, pcm16
 
@@ -21,14 +21,11 @@ class SkipFinder:
     """Decide which words of a text a recording lacks.
 
     Args:
-        pronounce: the symbols of a word that the dictionary does not have.
+        aligner: whose decoder searches: one set of acoustic models serves both.
     """
 
-    def __init__(self, pronounce: Callable[[str], str]) -> None:
-        from pocketsphinx import Decoder
-
-        self._decoder = Decoder(loglevel="FATAL", lm=None)
-        self._pronounce = pronounce
+    def __init__(self, aligner: Aligner) -> None:
+        self._aligner = aligner
 
     def missing(self, audio: Audio, words: Sequence[str], doubtful: Collection[int]) -> set[int] | None:
         """Return which doubtful words the recording is better explained without.
@@ -46,19 +43,19 @@ class SkipFinder:
         """
         if not doubtful:
             raise ValueError("doubtful must name a word at least, got none; without doubt there is no choice")
-        learn(self._decoder, words, self._pronounce)
+        decoder = self._aligner.knowing(words)
         # State k is behind k words; a step without a word passes over one in doubt.
         steps: list[tuple[int, int, float, str] | tuple[int, int, float]] = []
         for index, word in enumerate(words):
             steps.append((index, index + 1, _EVEN if index in doubtful else 1.0, word))
             if index in doubtful:
                 steps.append((index, index + 1, 1 - _EVEN))
-        self._decoder.add_fsg(_SEARCH, self._decoder.create_fsg(_SEARCH, 0, len(words), steps))
-        self._decoder.activate_search(_SEARCH)
-        self._decoder.start_utt()
-        self._decoder.process_raw(pcm16(padded(audio)), full_utt=True)
-        self._decoder.end_utt()
-        if self._decoder.hyp() is None:
+        decoder.add_fsg(_SEARCH, decoder.create_fsg(_SEARCH, 0, len(words), steps))
+        decoder.activate_search(_SEARCH)
+        decoder.start_utt()
+        decoder.process_raw(pcm16(padded(audio)), full_utt=True)
+        decoder.end_utt()
+        if decoder.hyp() is None:
             return None
-        said = [found.word.split("(")[0] for found in self._decoder.seg() if found.word[0] not in "<["]
+        said = [found.word.split("(")[0] for found in decoder.seg() if found.word[0] not in "<["]
         return {i for i, j in edit_path(words, said) if i in doubtful and j is None and i is not None}

@@ -103,11 +103,15 @@ def test_a_word_is_missing_where_the_recording_fits_better_without_it() -> None:
     speaker = Speaker()
     text = "The man bought a loaf of bread for his sister."
     audio, words = speaker.say(text).audio, normalise(text).split()
-    finder = SkipFinder(speaker.tokenizer.g2p)
+    aligner = Aligner(speaker.tokenizer.g2p)
+    finder, aligned = SkipFinder(aligner), aligner.align_words(audio, words)
     assert finder.missing(audio, words, range(len(words))) == set()
     for place, stranger in ((2, "near"), (3, "gramophone"), (5, "the"), (10, "a")):
         more = [*words[:place], stranger, *words[place:]]
         assert finder.missing(audio, more, {place, place - 1}) == {place}, stranger
+    # One decoder serves both, and neither changes what the other finds.
+    assert aligned is not None
+    assert aligner.align_words(audio, words) == aligned
     # Words in no doubt must be found, whatever they are.
     noise = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
     assert finder.missing(noise, ["kitchen"], {0}) in ({0}, None)
