@@ -198,12 +198,15 @@ class SessionBatch:
                 window.slide(position)
         self._heard.append(buffers.x_audio.clone())
         self._motion = buffers.x_video[:, -chunk.motion_latents :].clone()
-        first = self.chunk == 0
-        if first:
+        opened = range(self._batch if self.chunk == 0 else 0)
+        if opened:
             self._sink = buffers.x_video[:, : chunk.sink_latents].clone()
             lane.commit("sink")
+        # Before motion is committed, which attends to the sink.
+        for row in opened:
+            self._memory.set_valid(row, sink=self._sink_used)
         lane.commit("motion")
+        for row in opened:
+            self._memory.set_valid(row, motion=True)
         lane.remember()
-        for row in range(self._batch if first else 0):
-            self._memory.set_valid(row, sink=self._sink_used, motion=True)
         self.chunk += 1
