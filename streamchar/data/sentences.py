@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
+from itertools import islice
 
 from .words import forms_of, held_out_bases, lexicon, sections
 
@@ -89,10 +90,15 @@ def paragraphs(words: int, seed: int, held_out: bool) -> str:
 def _collect(count: int, source: Iterator[str]) -> list[str]:
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(next(source))
-    return list(found)
+    return list(islice(_different(source), count))
+
+
+def _different(sentences: Iterator[str]) -> Iterator[str]:
+    said: set[str] = set()
+    for sentence in sentences:
+        if sentence not in said:
+            said.add(sentence)
+            yield sentence
 
 
 def _training(seed: int) -> Iterator[str]:
@@ -106,11 +112,11 @@ def _held_out(seed: int) -> Iterator[str]:
     rng = random.Random(f"held out {seed}")
     seen = _candidates(rng, _chooser(rng, _known_words()))
     unseen = _candidates(rng, _chooser(rng, _weighted_words()))
-    while True:
-        yield next(sentence for sentence in unseen if _has_held_out_word(sentence))
-        yield next(
-            sentence for sentence in seen if _is_held_out(sentence) and not _has_held_out_word(sentence)
-        )
+    with_word = _different(sentence for sentence in unseen if _has_held_out_word(sentence))
+    without = _different(s for s in seen if _is_held_out(s) and not _has_held_out_word(s))
+    # No sentence has a word and has none, so that by turns they stay different.
+    for pair in zip(with_word, without):
+        yield from pair
 
 
 def _has_held_out_word(sentence: str) -> bool:

@@ -103,7 +103,7 @@ class Aligner:
             if self._search(pcm16(recording), words):
                 return [
                     TimedWord(
-                        "" if word.name.startswith("<") else word.name.split("(")[0],
+                        "" if word.name[0] in "<[" else word.name.split("(")[0],
                         tuple(
                             Phone(
                                 SYMBOLS.get(phone.name, _SILENCE),

@@ -187,7 +187,7 @@ def _long(
     from .long import Instruments
     from .long_report import rich_table
     from .long_run import LongRun, Protocol, digest
-    from .long_targets import targets
+    from .long_targets import alone_of, targets
     from .skips import SkipFinder
     from .sources import GroundTruth
     from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
@@ -211,8 +211,8 @@ def _long(
         if len(parts) > 1:
             engine = ablated(engine, sink=sink, motion=motion, pointer=not without_pointer)
         parts += [] if interrupt_every is None else [f"interrupted every {interrupt_every:g} s"]
-        parts += ["sentence by sentence"] if each_sentence else []
         label = ", ".join(parts)
+        label = alone_of(label) if each_sentence else label
         spoken = (
             SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
         )
@@ -227,10 +227,10 @@ def _long(
     run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
     if spoken is not None and checkpoint is not None:
         run.run(spoken, streams, instruments, digest(checkpoint), progress)
-    truth, *others = run.report()
-    console.print(rich_table([truth, *others]))
-    for other in others:
-        for target, reached in targets(other, truth).items():
+    sources = run.report()
+    console.print(rich_table(sources))
+    for other in sources[1:]:
+        for target, reached in targets(other, sources).items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {other.source}: {target}")
 
 

@@ -8,7 +8,6 @@ measures hold for any source.
 import ctypes
 import os
 import random
-from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +162,7 @@ class Scorer:
         # One more for what comes after the last, which is reported nowhere.
         minutes = max(self._last_minute, 1) + 1
         self._means, self._count = MinuteMeans(minutes), WordCount(minutes)
-        self._skipped, self._planted, self._found = array("d"), 0, 0
+        self._planted = self._found = 0
         self._draw = random.Random(script.seed)
         # The segment before and its words.
         self._past: tuple[Audio, list[str]] = np.zeros(0, np.float32), []
@@ -199,8 +198,9 @@ class Scorer:
             self._means.add(name, frames / MINUTE, values)
         moved = movement(part.video, self._before)
         edges = frames % round(self._chunk * FRAME_RATE) == 0
-        # Nothing moved into the first frame of all.
-        for name, chosen in (("moved at edges", edges & (frames > 0)), ("moved between", ~edges)):
+        # Nothing moved into the first frame of a take.
+        within = (frames > start) | (not part.cut and start > 0)
+        for name, chosen in (("moved at edges", edges & within), ("moved between", ~edges & within)):
             self._means.add(name, frames[chosen] / MINUTE, moved[chosen])
         self._before = part.video[-1].copy()
         for word, time in part.words:
@@ -232,7 +232,7 @@ class Scorer:
         scores = StreamScores(
             minutes={name: _spelled(values[:minutes]) for name, values in self._minutes().items()},
             unheard=at_edges(self._count.unheard, self._chunk, seconds),
-            skipped=at_edges(self._skipped, self._chunk, seconds),
+            skipped=at_edges(self._count.skipped, self._chunk, seconds),
             repeated=at_edges(self._count.repeated, self._chunk, seconds),
             planted=self._planted,
             found=self._found,
@@ -311,11 +311,11 @@ class Scorer:
         places = {place + (place >= planted): event for place, event in unheard.items()}
         missing = self._tools.searcher.missing(audio, text, {planted, *places})
         if missing is None:
-            self._skipped.extend(event.time for event in places.values())
+            self._count.skip(places.values())
             return
         self._planted += 1
         self._found += planted in missing
-        self._skipped.extend(event.time for place, event in places.items() if place in missing)
+        self._count.skip(event for place, event in places.items() if place in missing)
 
     def _finish_sync(self) -> None:
         """Compare the lips of the minute at hand with its words, and let go of both."""

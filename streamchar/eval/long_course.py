@@ -30,6 +30,7 @@ class Measure(NamedTuple):
 MEASURES: Mapping[str, Measure] = {
     "word errors": Measure("word errors, % of words", ".1f", 100),
     "unheard": Measure("words not heard, %", ".1f", 100),
+    "skipped": Measure("words skipped, %", ".1f", 100),
     "repeated": Measure("words heard again, %", ".1f", 100),
     "place, seconds": Measure("place error, s", ".2f"),
     "place, words": Measure("place error, words", ".2f"),

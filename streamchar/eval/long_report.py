@@ -25,7 +25,7 @@ def as_dict(sources: Sequence[SourceCourse]) -> list[dict[str, Any]]:
             entry[kind] |= {"rate": count.rate, "rate_error": count.rate_error}
             entry[kind] |= {"excess": count.excess, "error": count.error}
         if source is not sources[0]:
-            entry["targets"] = targets(source, sources[0])
+            entry["targets"] = targets(source, sources)
         found.append(entry)
     return found
 

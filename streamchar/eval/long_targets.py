@@ -1,6 +1,8 @@
 """Targets of long streams: judged stream by stream, beside the ground truth of the same texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from .long_course import MEASURES, Course, SourceCourse, course
 from .report import IDENTITY, OFFSET, RTF
@@ -17,6 +19,7 @@ FOUND = 0.9
 LEAST_DRIFT = {
     "word errors": 0.03,
     "unheard": 0.015,
+    "skipped": 0.01,
     "repeated": 0.01,
     "place, words": 0.1,
     "lips late by": 0.5,
@@ -30,8 +33,14 @@ LEAST_DRIFT = {
 }
 
 
-def targets(source: SourceCourse, truth: SourceCourse) -> dict[str, bool]:
-    """Return which targets a source reaches, beside the ground truth of the same texts."""
+def targets(source: SourceCourse, sources: Sequence[SourceCourse]) -> dict[str, bool]:
+    """Return which targets a source reaches.
+
+    Args:
+        source: one of ``sources``.
+        sources: that spoke the same texts, ground truth first.
+    """
+    truth = sources[0]
     errors = source.courses.get("word errors")
     met = {
         f"word errors of the last minute within {WER_RISE * 100:.0f} points of the first": errors is not None
@@ -43,6 +52,12 @@ def targets(source: SourceCourse, truth: SourceCourse) -> dict[str, bool]:
             source, "identity", lambda share: share >= IDENTITY
         ),
     }
+    alone = next((other for other in sources if other.source == alone_of(source.source)), None)
+    if alone is not None:
+        name = (
+            f"word errors within {WER_RISE * 100:.0f} points of the same sentences' in sessions of their own"
+        )
+        met[name] = more_word_errors(source, alone) <= WER_RISE
     for kind, count in (("skipped", source.skipped), ("repeated", source.repeated)):
         met[f"words {kind} at {AT_EDGES:.0%} of chunk edges at most"] = count.rate <= AT_EDGES
     name = f"{FOUND:.0%} of words that nobody said found missing, so that skipped ones would be"
@@ -63,6 +78,25 @@ def targets(source: SourceCourse, truth: SourceCourse) -> dict[str, bool]:
         name = f"memory grows by less than {GROWTH} MB a minute in every stream"
         met[name] = max(source.memory_slopes) < GROWTH
     return met
+
+
+def alone_of(name: str) -> str:
+    """Return what a source is called that speaks each sentence in a session of its own."""
+    return f"{name}, sentence by sentence"
+
+
+def more_word_errors(source: SourceCourse, other: SourceCourse) -> float:
+    """Return by how much the word errors of a source are above another's, in the minutes that both have.
+
+    NaN where there are none.
+    """
+    pairs = [
+        (one, two)
+        for curves in zip(*(each.curves.get("word errors", []) for each in (source, other)))
+        for one, two in zip(*curves)
+        if one is not None and two is not None
+    ]
+    return float(np.mean([one - two for one, two in pairs])) if pairs else float("nan")
 
 
 def beside_truth(count: EdgeCount, truth: EdgeCount) -> tuple[float, float]:

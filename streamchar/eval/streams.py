@@ -21,6 +21,8 @@ from .sources import FIRST_IDENTITY, GroundTruth, Item, as_input, everyday_sente
 from .voice import Values, VoiceStatistics
 from .wer import SAMPLE_RATE, Audio
 
+#: Added to the number of a script for the seed of its sentences: short evaluations draw by small seeds.
+_TEXTS = 1_000_000
 #: Words that a script has for each minute: more than are said in it.
 WORDS_PER_MINUTE = 260
 #: Words a second that nobody says.
@@ -80,7 +82,7 @@ def write_script(minutes: int, stream: int, identities: int, seed: int = 0) -> S
     everyday: list[str] = []
     wanted = minutes * WORDS_PER_MINUTE
     # A sentence has two words at least.
-    unseen = iter(held_out_sentences(wanted // 2, number))
+    unseen = iter(held_out_sentences(wanted // 2, _TEXTS + number))
     chosen: list[str] = []
     while wanted > 0:
         if not everyday:
@@ -103,6 +105,7 @@ class Part:
         words: number of each word said, and when half of it was, in seconds of the stream.
         seconds: of computing, where it says something about speed.
         dropped: numbers of words that were asked for until here and are no more; those after them move up.
+        cut: whether the picture is another take than that before, and does not move on from it.
     """
 
     audio: Audio
@@ -110,6 +113,7 @@ class Part:
     words: Sequence[tuple[int, float]]
     seconds: float | None = None
     dropped: range = range(0)
+    cut: bool = False
 
 
 class LongSource(Protocol):
@@ -145,7 +149,7 @@ class TrueStream:
                 return
             clip = self._truth.make(Item(sentence, "long", script.identity, script.seed + index))
             words = [(first + word, start + time) for word, time in enumerate(clip.said or ())]
-            yield Part(clip.audio, clip.video, words)
+            yield Part(clip.audio, clip.video, words, cut=True)
             start += len(clip.audio) / SAMPLE_RATE
             first += len(sentence.split())
 
@@ -235,8 +239,8 @@ class SentenceStream:
             if left <= 0:
                 return
             with self._engine.open(reference, seed=script.seed + index) as session:
-                for chunk in session.speak(sentence, max_seconds=left):
-                    yield _part(chunk, start, first)
+                for count, chunk in enumerate(session.speak(sentence, max_seconds=left)):
+                    yield replace(_part(chunk, start, first), cut=count == 0)
                 start += session.next_sample / SAMPLE_RATE
             first += len(sentence.split())
 

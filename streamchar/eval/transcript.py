@@ -260,12 +260,14 @@ class WordCount:
     Attributes:
         words: that were asked for.
         unheard: times of words asked for and not heard, in seconds.
+        skipped: of those of them that were not said.
         repeated: of words heard again.
     """
 
     def __init__(self, minutes: int) -> None:
-        self.words, self.unheard, self.repeated = 0, array("d"), array("d")
-        self._table = np.zeros((4, minutes))
+        self.words = 0
+        self.unheard, self.skipped, self.repeated = array("d"), array("d"), array("d")
+        self._table = np.zeros((5, minutes))
 
     def add(self, events: Iterable[Event]) -> None:
         """Take in the next events."""
@@ -274,11 +276,23 @@ class WordCount:
             self.words += asked
             self.unheard.extend([event.time] * unheard)
             self.repeated.extend([event.time] * event.again)
-            minute = int(event.time // 60)
-            if 0 <= minute < self._table.shape[1]:
-                self._table[:, minute] += (asked, not event.right, unheard, event.again)
+            self._count(event, (asked, not event.right, unheard, event.again, 0))
+
+    def skip(self, events: Iterable[Event]) -> None:
+        """Take in which words, of those not heard, were not said."""
+        for event in events:
+            self.skipped.append(event.time)
+            self._count(event, (0, 0, 0, 0, 1))
+
+    def _count(self, event: Event, row: Sequence[int]) -> None:
+        minute = int(event.time // 60)
+        if 0 <= minute < self._table.shape[1]:
+            self._table[:, minute] += row
 
     def rates(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return "word errors", "unheard" and "repeated" of each minute, a word asked; NaN without words."""
+        """Return "word errors", "unheard", "repeated" and "skipped" of each minute, a word asked.
+
+        NaN in a minute without words.
+        """
         rates = self._table[1:] / np.where(self._table[0] > 0, self._table[0], np.nan)
-        return dict(zip(("word errors", "unheard", "repeated"), rates))
+        return dict(zip(("word errors", "unheard", "repeated", "skipped"), rates))

@@ -102,15 +102,12 @@ def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Gener
     sigma = draw_sigmas((count, DRAWS), generator).to(device)
     noise = randn((count, DRAWS, *batch.audio.shape[1:]), generator).to(device)
     clean = batch.audio[:, None].expand_as(noise)
-    jitter = randn((count,), generator).to(device) * PROGRESS_NOISE
-    progress = (batch.progress + jitter).clamp(min=0).minimum(batch.text_lengths.float())
-    level = rand((count, 1, 1), generator) * HISTORY_NOISE
-    unsure = (level * randn(batch.history.shape, generator)).to(device)
+    progress, history = unsure(batch, generator)
     with torch.autocast(device.type, torch.bfloat16):
         states, position = orchestrator(
             batch.text_ids,
             batch.text_lengths,
-            batch.history + unsure,
+            history,
             batch.history_lengths,
             interpolate(clean, noise, sigma),
             sigma,
@@ -126,6 +123,15 @@ def speech_losses(model: SpeechModel, batch: SpeechBatch, generator: torch.Gener
         # Every token counts alike, whichever process it is in.
         losses["durations"] = summed / total_(valid.sum()) * world()
     return losses
+
+
+def unsure(batch: SpeechBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return progress, [batch], and history, as in the batch, as a session knows them: not quite right."""
+    count, device = len(batch.progress), batch.progress.device
+    jitter = randn((count,), generator).to(device) * PROGRESS_NOISE
+    progress = (batch.progress + jitter).clamp(min=0).minimum(batch.text_lengths.float())
+    level = rand((count, 1, 1), generator) * HISTORY_NOISE
+    return progress, batch.history + (level * randn(batch.history.shape, generator)).to(device)
 
 
 def random_speech(

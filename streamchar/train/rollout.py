@@ -21,11 +21,10 @@ from ..text import default_tokenizer
 from .aligner import FrameClassifier, align
 from .joint import JointModel, VideoLatents, joint_batch
 from .loop import LoopConfig
-from .orchestrator import POINTER_WEIGHT
+from .orchestrator import POINTER_WEIGHT, unsure
 from .parallel import randint, share
 from .sessions import RolledOut, SessionBatch
 from .student import ANCHOR, StudentStage
-from .teacher import unsure
 
 CONFIG = LoopConfig(steps=36, lr=1e-4, batch=4, matrix_lr=1e-3, warmup=2, ema=0.97, log_steps=1)
 #: Chunks of a rollout, at the start and from the middle of training on.
@@ -142,7 +141,7 @@ class RolloutStage(StudentStage):
         recorded = joint_batch(
             self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
         ).to(self.device)
-        return self._regression(recorded, unsure(recorded, generator), generator)
+        return self._regression(recorded, unsure(recorded.speech, generator), generator)
 
     def _pointed(self, rolled: RolledOut) -> Tensor:
         """Return where the pointer stands in a chunk, [batch, audio_tokens] in tokens of the window."""

@@ -42,7 +42,7 @@ class Workshop:
 
     Args:
         root: the directory, made where it is missing.
-        preset: sizes.
+        preset: sizes; what is trained speaks the corpus's phonemes, whatever the preset's tokens are.
         device: where to train.
         hours: of speech, where the corpus is still to be built.
         videos: recordings with pictures, where they are still to be drawn.
@@ -51,7 +51,12 @@ class Workshop:
     def __init__(
         self, root: Path, preset: Preset, device: torch.device, hours: float = 8.0, videos: int = VIDEOS
     ) -> None:
-        self.root, self.preset, self.device, self.videos = root, preset, device, videos
+        self.root, self.device, self.videos = root, device, videos
+        # The corpus is of phonemes, and the statistics of its latents are still to be measured.
+        text = replace(preset.orchestrator, tokenizer="phonemes")
+        channels = preset.vae.z_dim
+        plain = replace(preset.vae, latents_mean=(0.0,) * channels, latents_std=(1.0,) * channels)
+        self.preset = replace(preset, orchestrator=text, vae=plain)
         self.runs = root / "train"
         self._corpus_config = CorpusConfig(hours)
         self._builders: dict[str, tuple[LoopConfig, Callable[[LoopConfig], Stage]]] = {
@@ -87,10 +92,16 @@ class Workshop:
             loop: changes its config, such as the number of steps.
 
         Raises:
-            TrainingError: there is no such stage, or one that it builds on has not been trained to its end.
+            TrainingError: there is no such stage, one that it builds on has not been trained to its end, or
+                it goes by a plan of durations that the preset does not make.
         """
         if name not in self._builders:
             raise TrainingError(f"stage must be one of {', '.join(self.stages)}, got {name!r}")
+        if name == "rollout-without-pointer" and not self.preset.orchestrator.duration_dim:
+            raise TrainingError(
+                "duration_dim must be above 0 to go without the pointer, by planned durations, got 0; "
+                "train another stage or a preset with durations, such as tiny"
+            )
         parents = PARENTS.get(name, ())
         # Before the corpus, which takes minutes.
         for parent in parents:

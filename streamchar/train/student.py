@@ -26,8 +26,8 @@ from .dmd import distribution_matching_loss, guided
 from .flow import draw_sigmas, interpolate, to_clean
 from .joint import JointBatch, JointModel, VideoLatents, joint_batch, velocities, without_text
 from .loop import LoopConfig, Stage, Trained
+from .orchestrator import unsure
 from .parallel import randint, randn
-from .teacher import unsure
 
 CONFIG = LoopConfig(steps=180, lr=2e-4, batch=4, matrix_lr=0.002, warmup=20, ema=0.99)
 #: Share of the run that is regression alone.
@@ -93,7 +93,7 @@ class StudentStage(Stage):
         batch = joint_batch(
             self.preset, self.corpus, self.audio, self.video, self.config.batch, generator
         ).to(self.device)
-        given = unsure(batch, generator)
+        given = unsure(batch.speech, generator)
         loss = anchor = self._regression(batch, given, generator)
         logged = {"anchor": float(anchor.detach())}
         if step >= WARM_UP * self.config.steps:

@@ -11,7 +11,7 @@ from ..orchestrator import Orchestrator
 from .flow import draw_sigmas, interpolate
 from .joint import AUDIO_WEIGHT, JointBatch, JointModel, VideoLatents, joint_batch, velocities, without_text
 from .loop import LoopConfig, Stage, Trained
-from .orchestrator import HISTORY_NOISE, PROGRESS_NOISE
+from .orchestrator import unsure
 from .parallel import rand, randn
 
 CONFIG = LoopConfig(steps=1500, lr=1e-3, batch=4, matrix_lr=0.02, warmup=20, ema=0.99)
@@ -70,18 +70,6 @@ class TeacherStage(Stage):
         return {**{name: value.item() for name, value in losses.items()}, "norm": norm}
 
 
-def unsure(batch: JointBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return progress and history as a session knows them, not quite right."""
-    speech = batch.speech
-    count = len(speech.progress)
-    device = speech.progress.device
-    jitter = randn((count,), generator).to(device) * PROGRESS_NOISE
-    progress = (speech.progress + jitter).clamp(min=0).minimum(speech.text_lengths.float())
-    level = rand((count, 1, 1), generator) * HISTORY_NOISE
-    history = speech.history + (level * randn(speech.history.shape, generator)).to(device)
-    return progress, history
-
-
 def flow_losses(
     model: JointModel, memory: KVMemory, batch: JointBatch, generator: torch.Generator
 ) -> dict[str, Tensor]:
@@ -102,7 +90,7 @@ def flow_losses(
     count = len(batch.video)
     sigmas = draw_sigmas((count, DRAWS), generator).to(batch.video.device)
     batch = without_text(batch, rand((count,), generator) < DROP_TEXT)
-    progress, history = unsure(batch, generator)
+    progress, history = unsure(batch.speech, generator)
     targets: list[tuple[Tensor, Tensor]] = []
     noisy: list[tuple[Tensor, Tensor]] = []
     for draw in range(DRAWS):

@@ -91,8 +91,11 @@ def score(
     seconds: float | None = 0.5,
     dropped: range = range(0),
     ear: Ear | None = None,
+    cut: bool = False,
 ) -> StreamScores:
     """Score a stream that says a word of its text in every slot and points at it so many seconds late.
+
+    Every fifth part may be a take of its own.
 
     Words that are dropped are taken out of the text where the first of them would be said.
     """
@@ -109,7 +112,8 @@ def score(
         part = slice(start, start + CHUNK)
         words = [(n, t) for n, t in pointed.items() if start <= t * 24 < start + CHUNK]
         taken = dropped if start <= dropped.start * SLOT < start + CHUNK else range(0)
-        scorer.add(Part(audio[part].ravel(), video[part], words, seconds, taken))
+        take = cut and start // CHUNK % 5 == 0
+        scorer.add(Part(audio[part].ravel(), video[part], words, seconds, taken, take))
     return scorer.finish()[0]
 
 
@@ -189,6 +193,7 @@ def test_words_said_twice_and_skipped_are_counted_in_their_minutes() -> None:
     assert total(found.unheard) == total(found.skipped) == 2
     assert found.minutes["repeated"] == pytest.approx([1 / 89, 0], rel=0.05)
     assert found.minutes["unheard"] == pytest.approx([0, 2 / 92], rel=0.05)
+    assert found.minutes["skipped"] == found.minutes["unheard"]
     assert found.minutes["word errors"] == pytest.approx([1 / 89, 2 / 92], rel=0.05)
     assert found.minutes["place, seconds"] == pytest.approx([0, 0], abs=1e-3)
 
@@ -220,6 +225,14 @@ def test_a_picture_that_jumps_where_chunks_meet_moves_more_there(clean: StreamSc
     for jump, rest in zip(found, steady, strict=True):
         assert jump - rest == pytest.approx(20 / within, rel=0.15)
     assert max(steady) < 2
+
+
+def test_a_picture_that_jumps_from_take_to_take_alone_moves_no_more_where_chunks_meet() -> None:
+    takes = drawn().copy()
+    odd = np.arange(FRAMES) // (5 * CHUNK) % 2 == 1
+    takes[odd] = np.clip(takes[odd].astype(int) + 20, 0, 255)
+    assert max(score(video=takes, cut=True).minutes["movement"]) < 2
+    assert min(score(video=takes).minutes["movement"]) > 2
 
 
 def test_lips_that_are_late_are_found_late() -> None:

@@ -17,7 +17,7 @@ from streamchar.eval.long import Instruments, StreamScores
 from streamchar.eval.long_course import MEASURES, Drift, course, merge
 from streamchar.eval.long_report import as_dict, markdown, rich_table
 from streamchar.eval.long_run import LongRun, Protocol, digest, save_sheet
-from streamchar.eval.long_targets import beside_truth, drift_beside, targets
+from streamchar.eval.long_targets import alone_of, beside_truth, drift_beside, targets
 from streamchar.eval.streams import Part, Script
 from streamchar.eval.transcript import EdgeCount
 from tests.engine.small import build
@@ -32,6 +32,7 @@ def scores(rise: float = 0.0, tint: float = 0.0, repeated: int = 0, growth: floa
         minutes={
             "word errors": [0.1, 0.1 + rise / 2, 0.1 + rise],
             "unheard": [0.0, 0.0, 0.0],
+            "skipped": [0.0, 0.0, 0.0],
             "repeated": [0.0, 0.0, 0.0],
             "place, seconds": [0.05, 0.05, 0.05],
             "place, words": [0.2, 0.2, 0.2],
@@ -109,16 +110,16 @@ def test_one_bad_stream_hides_behind_no_other() -> None:
         ([slow, quick], "RTF of the last minute at most 1.1 x the first's in every stream"),
         ([grown, scores(growth=-0.3)], "memory grows by less than 0.1 MB a minute in every stream"),
     ):
-        met = targets(merge("uneven", streams), TRUTH)
+        met = targets(merge("uneven", streams), [TRUTH])
         assert [name for name, reached in met.items() if not reached] == [missed]
 
 
 def test_words_lost_everywhere_are_not_taken_for_none_at_the_edges() -> None:
     evenly = merge("evenly", [replace(scores(), skipped=EdgeCount(50, 50, 134))])
     assert evenly.skipped.excess == 0
-    assert not targets(evenly, TRUTH)["words skipped at 1% of chunk edges at most"]
+    assert not targets(evenly, [TRUTH])["words skipped at 1% of chunk edges at most"]
     # Whatever the ground truth loses.
-    assert not targets(evenly, evenly)["words skipped at 1% of chunk edges at most"]
+    assert not targets(evenly, [evenly])["words skipped at 1% of chunk edges at most"]
     more, error = beside_truth(EdgeCount(50, 50, 134), EdgeCount(3, 3, 134))
     assert more == pytest.approx(47 / 134)
     assert error == pytest.approx(53**0.5 / 134)
@@ -130,18 +131,40 @@ def test_no_words_skipped_say_nothing_where_planted_ones_are_not_found() -> None
         blind = merge(
             "blind", [replace(scores(), skipped=EdgeCount(0, 0, 134), planted=planted, found=found)]
         )
-        assert targets(blind, TRUTH)[target] == met
+        assert targets(blind, [TRUTH])[target] == met
 
 
 def test_targets_are_met_by_a_steady_stream_and_missed_by_each_fault() -> None:
-    met = targets(merge("steady", [scores(tint=0.9)]), TRUTH)
-    assert len(met) == 21
+    met = targets(merge("steady", [scores(tint=0.9)]), [TRUTH])
+    assert len(met) == 22
     assert all(met.values())
     for fault in (scores(rise=0.04), scores(tint=1.1), scores(repeated=3), scores(growth=0.2)):
-        assert list(targets(merge("faulty", [fault]), TRUTH).values()).count(False) == 1
+        assert list(targets(merge("faulty", [fault]), [TRUTH]).values()).count(False) == 1
     late = scores()
     late.minutes["lips late by"][2] = None
-    assert not targets(merge("silent", [late]), TRUTH)["lips within 1 frame in every minute of every stream"]
+    assert not targets(merge("silent", [late]), [TRUTH])[
+        "lips within 1 frame in every minute of every stream"
+    ]
+
+
+def test_word_errors_are_measured_by_the_same_sentences_in_sessions_of_their_own() -> None:
+    def shifted(by: float, streams: int = 2) -> list[StreamScores]:
+        changed = [scores() for _ in range(streams)]
+        for stream in changed:
+            stream.minutes["word errors"] = [0.1 + by, None, 0.1 + by]
+        return changed
+
+    target = "word errors within 3 points of the same sentences' in sessions of their own"
+    for by, met in ((0.0, True), (0.029, True), (0.031, False)):
+        # One stream more than was spoken sentence by sentence, and much worse.
+        spoken = merge("tiny", [*shifted(by), *shifted(0.5, 1)])
+        alone = merge(alone_of("tiny"), shifted(0.0))
+        assert targets(spoken, [TRUTH, spoken, alone])[target] is met
+        assert target not in targets(alone, [TRUTH, spoken, alone])
+    # Nothing in common says nothing.
+    empty = merge(alone_of("tiny"), [scores()])
+    empty.curves["word errors"][0][:] = [None] * 3
+    assert not targets(spoken, [TRUTH, spoken, empty])[target]
 
 
 def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from streamchar.eval.sources import (
     choose_items,
     reference_frame,
 )
-from streamchar.eval.sync import shifted
+from streamchar.eval.sync import SyncScore, shifted
+from streamchar.eval.wer import WordErrors
 from tests.engine.small import SMALL, build
 
 SIZE = 48
@@ -175,11 +177,32 @@ def test_speed_is_seconds_of_computing_for_a_second_of_media(scores: list[Source
     assert scores[0].rtf == pytest.approx(24 / FRAMES)
 
 
+def wrong(rate: float) -> dict[str, Any]:
+    """Word errors of every kind, as a change to scores."""
+    errors = WordErrors(round(rate * 1000), 0, 0, 1000, rate, rate)
+    return {"wer": {"reader": dict.fromkeys(("all", "everyday", "unseen"), errors)}}
+
+
+def in_time(correlation: float) -> dict[str, Any]:
+    """Lips in time, as a change to scores."""
+    return {"sync": SyncScore(offset=0, peak=correlation, at_zero=correlation, clips=1)}
+
+
 def test_targets_are_met_by_the_truth_and_missed_by_faults(scores: list[SourceScores]) -> None:
     truth, _, late, other = scores
     assert all(targets(truth, truth).values())
+    assert truth.sync is not None
+    said, best = truth.wer["reader"]["all"].rate, truth.sync.at_zero
     assert not targets(late, truth)["lips within 1 frame"]
     assert not targets(other, truth)["identity at least 95%"]
+    for within, over, target in (
+        (wrong(said + 0.09), wrong(said + 0.11), "WER reader within 10 points of ground truth"),
+        (in_time(0.81 * best), in_time(0.79 * best), "correlation at least 0.8 of ground truth's"),
+        ({"rtf": 0.79}, {"rtf": 0.81}, "RTF below 0.8"),
+    ):
+        assert targets(replace(truth, **within), truth)[target]
+        assert not targets(replace(truth, **over), truth)[target]
+    assert not targets(replace(truth, sync=None), truth)["lips within 1 frame"]
 
 
 def test_a_student_is_measured_by_its_teacher(scores: list[SourceScores]) -> None:
@@ -187,6 +210,9 @@ def test_a_student_is_measured_by_its_teacher(scores: list[SourceScores]) -> Non
     assert all(beside_teacher(truth, truth).values())
     assert not beside_teacher(late, truth)["correlation within 15% of the teacher's"]
     assert not beside_teacher(other, truth)["identity within 15% of the teacher's"]
+    target, teacher = "WER reader within 15% of the teacher's", replace(truth, **wrong(0.2))
+    assert beside_teacher(replace(truth, **wrong(0.22)), teacher)[target]
+    assert not beside_teacher(replace(truth, **wrong(0.24)), teacher)[target]
 
 
 def test_the_report_is_json_and_a_table_with_a_column_a_source(scores: list[SourceScores]) -> None:

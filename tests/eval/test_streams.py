@@ -13,7 +13,7 @@ from streamchar.data.sentences import training_sentences
 from streamchar.engine import StreamCharEngine
 from streamchar.eval import streams
 from streamchar.eval.normalise import normalise
-from streamchar.eval.sources import FIRST_IDENTITY, Clip, Item, everyday_sentences
+from streamchar.eval.sources import FIRST_IDENTITY, Clip, Item, choose_items, everyday_sentences
 from streamchar.eval.streams import (
     WORDS_PER_MINUTE,
     Part,
@@ -41,6 +41,9 @@ def test_a_script_is_long_enough_new_to_the_voice_and_of_single_words() -> None:
     assert all(len(normalise(word).split()) == 1 for word in script.words)
     assert set(script.sentences).isdisjoint(training_sentences(20_000, seed=0))
     assert "The weather is lovely this morning, so let's go for a walk." in script.sentences
+    unseen = {item.text for seed in range(3) for item in choose_items(50, 4, seed) if item.kind == "unseen"}
+    # Short evaluations ask for others, but for a few of the passages, of which there are not many.
+    assert len(unseen.intersection(script.sentences)) <= 2
 
 
 def test_no_part_of_a_long_script_has_fewer_everyday_sentences() -> None:
@@ -108,7 +111,7 @@ def test_an_interruption_drops_the_chunk_being_made_and_goes_on_with_new_text(
         denoise = lane.denoise
 
         def slow(step: int) -> None:
-            time.sleep(0.03)
+            time.sleep(0.06)
             denoise(step)
 
         monkeypatch.setattr(lane, "denoise", slow)
@@ -149,6 +152,10 @@ def test_sentences_by_themselves_stand_on_one_clock_and_have_no_past() -> None:
     assert 8 <= starts[-1] < 9.34  # the first whole chunk past eight seconds
     for part, start, end in zip(parts, starts, starts[1:]):
         assert all(start <= time <= end for _, time in part.words)
+    # A sentence's first words may be said in the second of its chunks.
+    takes = [index for index, part in enumerate(parts) if part.cut]
+    assert len(takes) == -(-len(words) // 4) == 5
+    assert all(min(dict(part.words), default=0) % 4 == 0 for part in parts if part.cut)
     # The second sentence is what a stream of nothing else begins with.
     second = next(part for part in parts if 4 in dict(part.words))
     alone = spoken(replace(script, sentences=sentences[1:2], seed=SCRIPT.seed + 1))
@@ -168,6 +175,7 @@ def test_the_truth_stands_on_one_clock_and_counts_words_through() -> None:
     script = Script(("One two.", "Three four.", "Five six."), FIRST_IDENTITY, 0, 3.0)
     parts, seconds = lasting(TrueStream(Sentences()).parts(script))
     assert seconds == 4
+    assert all(part.cut for part in parts)
     assert [word for part in parts for word in part.words] == [(0, 0.5), (1, 1.5), (2, 2.5), (3, 3.5)]
 
 

@@ -207,3 +207,7 @@ def test_rates_are_those_of_each_minute() -> None:
     assert count.words == 8
     assert list(count.unheard) == [3]
     assert list(count.repeated) == [63]
+    count.skip([event(3, None, False), event(200, None, False)])
+    assert count.rates()["skipped"][:2].tolist() == [0.25, 0]
+    assert count.rates()["unheard"][:2].tolist() == [0.25, 0]
+    assert list(count.skipped) == [3, 200]

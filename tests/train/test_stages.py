@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 
-from streamchar.config import OrchestratorConfig, VocoderConfig
+from streamchar.config import OrchestratorConfig, VocoderConfig, preset
 from streamchar.data.corpus import CorpusConfig, build_corpus
 from streamchar.data.digest import digest
 from streamchar.engine import StreamCharEngine
@@ -291,6 +291,17 @@ def test_latents_that_cannot_be_read_are_named(another):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(TrainingError, match=f"{file} must be a whole file .* run the same command again"):
         another.audio()
+
+
+def test_a_preset_of_any_text_and_latents_is_trained_on_those_of_the_corpus(tmp_path):
+    large = preset("5b")
+    workshop = Workshop(tmp_path, large, torch.device("cpu"))
+    assert large.orchestrator.tokenizer != workshop.preset.orchestrator.tokenizer == "phonemes"
+    # Else latents would be normalised twice and come back once.
+    assert set(workshop.preset.vae.latents_mean) == {0}
+    assert set(workshop.preset.vae.latents_std) == {1}
+    with pytest.raises(TrainingError, match="duration_dim must be above 0"):
+        workshop.stage("rollout-without-pointer")
 
 
 def test_a_stage_is_refused_before_the_corpus_is_built(tmp_path):
