@@ -92,7 +92,10 @@ def _decode(kind: Any, value: object, path: str) -> Any:
         return value
     accepted = (int, float) if kind is float else kind
     require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), f"{kind.__name__}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise ConfigError(path, f"{kind.__name__}", "a number of more digits than one has") from None
 
 
 def _decode_dataclass(kind: type, value: Mapping[str, object], path: str) -> Any:

@@ -70,7 +70,7 @@ class Report:
 
 def diagnose(machine: Machine) -> Report:
     """Decide what runs on ``machine``, on which backend, and what is worth installing."""
-    required = [_python(machine), _torch(machine), _kernels(machine)]
+    required = [_python(machine), _torch(machine), _safetensors(machine), _kernels(machine)]
     ok = all(component.state == "ok" for component in required)
     components = (
         *required[:1],
@@ -83,8 +83,7 @@ def diagnose(machine: Machine) -> Report:
         _flash_attn_3(machine),
         _cupy(machine),
         _nvtx(machine),
-        _optional(machine, "transformers", "the engine's language model", "transformers"),
-        _optional(machine, "safetensors", "the engine's checkpoints", "safetensors"),
+        _optional(machine, "hibari-tts", "what the shipped voice reads", "'streamchar[voice]'", True),
         _encoders(machine),
     )
     return Report(ok, components, _choices(machine) if ok else ())
@@ -110,6 +109,13 @@ def _torch(machine: Machine) -> Component:
     if version_pair(torch.version) < MIN_TORCH:
         return Component("torch", torch.version, "broken", f"needs {_dotted(MIN_TORCH)}", wanted)
     return Component("torch", torch.version, "ok")
+
+
+def _safetensors(machine: Machine) -> Component:
+    package = machine.packages.get("safetensors")
+    if package is None:
+        return Component("safetensors", "absent", "broken", "holds weights", f"{machine.pip} safetensors")
+    return Component("safetensors", package.version, "ok")
 
 
 def _kernels(machine: Machine) -> Component:

@@ -10,6 +10,7 @@ where all rows of the engine are due.
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -77,6 +78,8 @@ class StreamCharEngine:
             limit = f"at most the orchestrator's {config.orchestrator.vocabulary}"
             raise ValueError(f"tokenizer.vocabulary must be {limit}, got {self.tokenizer.vocabulary}")
         self.device, self.dtype = dit.table.device, dit.table.dtype
+        #: Where chunks that coroutines ask for are waited for, text included: no other executor must fill up.
+        self.threads = ThreadPoolExecutor(max_sessions, thread_name_prefix="streamchar-chunk")
         self._lock = threading.Lock()
         self._waiting: list[Turn] = []
         self._waiting_lock = threading.Lock()

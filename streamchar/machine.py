@@ -21,8 +21,8 @@ _PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "flash-attn 3": (("fa3-fwd", "flash-attn-3"), ""),
     "cupy": (("cupy-cuda13x", "cupy-cuda12x", "cupy"), "cupy"),
     "nvtx": (("nvtx",), "nvtx"),
-    "transformers": (("transformers",), ""),
     "safetensors": (("safetensors",), ""),
+    "hibari-tts": (("hibari-tts",), ""),
     "av": (("av",), "av"),
 }
 _ENCODERS = ("libx264", "h264_nvenc", "aac")

@@ -11,9 +11,9 @@ without gaps; where the config has a duration predictor, they are times (:mod:`s
 Source: StreamChar (arXiv 2605.25659), orchestrator.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,7 @@ class Orchestrator(nn.Module):
         chunk_tokens: int,
         history_seconds: float = 15.0,
         transcript_tokens: int = 256,
+        tokenizer: Literal["bytes", "phonemes", "given"] = "given",
     ) -> "Orchestrator":
         """Build around a Qwen2 checkpoint that ``transformers`` saved; audio and pointer weights are random.
 
@@ -140,11 +141,14 @@ class Orchestrator(nn.Module):
             chunk_tokens: audio tokens of a chunk.
             history_seconds: audio history in the packed sequence, at most.
             transcript_tokens: transcript window, in text tokens.
+            tokenizer: that the engine is to have; by default the checkpoint's own, which the caller gives it.
 
         Raises:
             CheckpointError: as :meth:`load_qwen2`.
         """
-        config = read_qwen2_config(directory, history_seconds, transcript_tokens)
+        config = replace(
+            read_qwen2_config(directory, history_seconds, transcript_tokens), tokenizer=tokenizer
+        )
         orchestrator = cls(config, audio_channels, chunk_tokens)
         orchestrator.load_qwen2(directory)
         # Audio enters as loud as the text that the pretrained layers are used to.

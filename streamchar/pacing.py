@@ -127,7 +127,9 @@ class Pacer:
     @property
     def lead(self) -> float:
         """Seconds of media delivered and not yet played; 0 before the first chunk and while stalled."""
-        return 0.0 if self._runs_out is None else max(0.0, self._runs_out - self._clock())
+        # Read once: another thread may restart meanwhile.
+        runs_out = self._runs_out
+        return 0.0 if runs_out is None else max(0.0, runs_out - self._clock())
 
     @property
     def delay(self) -> float:
@@ -142,13 +144,11 @@ class Pacer:
             PacingError: ``seconds`` is not finite or not above 0.
         """
         _require(math.isfinite(seconds) and seconds > 0, "seconds", "finite and above 0", seconds)
-        now = self._clock()
-        if self._runs_out is None or now > self._runs_out:
-            if self._runs_out is not None:
-                self.underruns += 1
-                self.worst_stall_seconds = max(self.worst_stall_seconds, now - self._runs_out)
-            self._runs_out = now
-        self._runs_out += seconds
+        now, runs_out = self._clock(), self._runs_out
+        if runs_out is not None and now > runs_out:
+            self.underruns += 1
+            self.worst_stall_seconds = max(self.worst_stall_seconds, now - runs_out)
+        self._runs_out = (now if runs_out is None else max(now, runs_out)) + seconds
 
     def restart(self) -> None:
         """Forget what is left to play, as after an interruption; the next chunk starts playback again."""

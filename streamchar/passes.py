@@ -209,6 +209,9 @@ class Passes:
             return
         run, rows = self._streams.run, [self.rows[turn.session.row] for turn in turns]
         self._commit_finished()
+        turns = _wanted(turns)
+        if not turns:
+            return
         self._prefill(turns)
         # A pass of several overwrites the latents of every row.
         lane, touched = (rows[0].lane, rows) if len(rows) == 1 else (self._lane, self.rows)
@@ -287,12 +290,12 @@ class Passes:
             if row.prefilled != wanted or not torch.equal(row.ids, self._window):
                 # A prefill still queued may read either text: this one comes after and replaces what it did.
                 row.ids.copy_(self._window)
-                row.prefilled = wanted
+                row.prefilled = None
                 stale.append((row, *wanted))
         for group in self._groups(stale):
             done = self._streams.run("main", partial(self._run_prefill, group))
-            for row, *_ in group:
-                row.prefill = done
+            for row, length, progress in group:
+                row.prefill, row.prefilled = done, (length, progress)
 
     def _run_prefill(self, group: Sequence[tuple[Row, int, float]]) -> None:
         for row, length, progress in group:

@@ -6,15 +6,12 @@ therefore reads i + 0.5, and a learned, bounded offset moves the reading within 
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .durations import TYPICAL, planned_times
-from .text import Word
 
 #: Frames between the middles of two tokens, at least; a plan has no shorter ones.
 _LEAST_GAP = 1e-3
@@ -212,48 +209,3 @@ def pointer_loss(position: Tensor, target: Tensor, mask: Tensor, beta: float = 1
     target = torch.where(mask, target.to(position.dtype), position.detach())
     total = F.smooth_l1_loss(position, target, reduction="sum", beta=beta)
     return total / mask.sum().clamp_min(1)
-
-
-class WordPosition(NamedTuple):
-    """A place in the words of a transcript window.
-
-    Attributes:
-        word: index into the words given; -1 where there are none.
-        progress: share of the word already said, 0 to 1.
-    """
-
-    word: int
-    progress: float
-
-
-def locate_word(position: float, words: Sequence[Word]) -> WordPosition:
-    """Return the word at ``position``.
-
-    Args:
-        position: in tokens, as the pointer gives it.
-        words: in order, with their token spans on the same axis.
-
-    Returns:
-        The word whose tokens hold the position; before the first word its beginning, after the last its
-        end, in a gap the end of the word before the gap.
-    """
-    found = WordPosition(-1 if not words else 0, 0.0)
-    for index, word in enumerate(words):
-        if position < word.start:
-            break
-        found = WordPosition(index, min((position - word.start) / (word.end - word.start), 1.0))
-    return found
-
-
-def spoken_until(positions: float | Sequence[float], words: Sequence[Word]) -> int:
-    """Return how many of ``words`` have been said.
-
-    A word counts once more than half of it is said. Of several positions the furthest counts, so that a
-    reading that falls back takes no word back.
-
-    Args:
-        positions: one position or those of successive audio tokens, in transcript tokens.
-        words: in order, with their token spans on the same axis.
-    """
-    furthest = max(positions, default=0.0) if isinstance(positions, Sequence) else positions
-    return sum(2 * furthest > word.start + word.end for word in words)

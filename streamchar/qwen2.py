@@ -6,6 +6,7 @@ Source: Qwen2 (arXiv 2407.10671).
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError
-from .config import OrchestratorConfig
+from .config import ConfigError, OrchestratorConfig
 from .ranges import span
 
 
@@ -158,6 +159,9 @@ def load_qwen2(model: Qwen2, config: OrchestratorConfig, directory: str | Path) 
             or its file truncated.
     """
     found = read_qwen2_config(directory, config.history_seconds, config.transcript_tokens)
+    # What a checkpoint of a language model does not say.
+    ours = {name: getattr(config, name) for name in ("tokenizer", "duration_dim", "duration_scale")}
+    found = replace(found, **ours)
     if found != config:
         raise CheckpointError(directory, f"must describe {config}, got {found}")
     wanted = dict(model.named_parameters())
@@ -194,9 +198,11 @@ def read_qwen2_config(
     """
     file = Path(directory) / "config.json"
     try:
-        raw: dict[str, Any] = json.loads(file.read_text())
+        raw: Any = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(file, f"must be the config.json of a Qwen2 checkpoint; {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(file, f"must hold an object, got {type(raw).__name__}")
     # transformers 5 keeps RoPE's settings together, 4 beside the others.
     rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta", 1e6)}
     built = {
@@ -226,6 +232,8 @@ def read_qwen2_config(
         )
     except KeyError as error:
         raise CheckpointError(file, f"must have {error}") from error
+    except (ConfigError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise CheckpointError(file, f"must have the sizes of a Qwen2 model; {error}") from error
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 #: Said of a session whose decoders stopped half way.
 LOST = "the session must be whole, got one that lost a chunk; close it, open another"
-#: A pointer that does not move must not keep a session speaking for ever: seconds for a text, and for a word.
-PATIENCE_SECONDS, PATIENCE_PER_WORD = 4.0, 1.0
+#: A pointer that does not move must not keep a session speaking for ever: seconds for a text, for a word, and
+#: for a token, of which a number in digits has as many as the words that it is read as.
+PATIENCE_SECONDS, PATIENCE_PER_WORD, PATIENCE_PER_TOKEN = 4.0, 1.0, 0.15
 #: Tokens of the last word that may be unsaid when a speech ends: it fades within its last one.
 LAST_SOUND = 0.5
 #: Seconds without a piece of text after which a chunk is made of what has come; iterators that do not wait
@@ -106,7 +107,8 @@ class Interruption:
         text: those of the current text, joined by spaces, the last :data:`QUOTED` at most.
         sample: the first sample that was not delivered.
         played_words: how many words of the session had been played; ``words`` without a pacer.
-        played_sample: the first sample that had not been played; ``sample`` without a pacer.
+        played_sample: the first sample that had not been played; ``sample`` without a pacer. What was never
+            handed over was not played.
     """
 
     words: int
@@ -165,7 +167,12 @@ class Session:
         self._engine = engine
         self._window = TextWindow(engine.tokenizer, engine.preset.orchestrator.transcript_tokens)
         self._speech: Speech | None = None
-        self._starting = threading.Lock()
+        self._interruption: Interruption | None = None
+        # Held while a speech begins or is interrupted; again by a signal handler of the thread that holds it.
+        self._turning = threading.RLock()
+        # The last words of all speeches, and samples handed over: what may lie in a player's buffer.
+        self._words: deque[SpokenWord] = deque(maxlen=QUOTED)
+        self._delivered, self._handing_over = 0, threading.Lock()
         self._closed = self._failed = False
 
     def speak(
@@ -177,8 +184,8 @@ class Session:
             text: whole, or pieces as they arrive. Pieces are read in a thread of their own from the first
                 chunk on, and each chunk is made of what has come; speech waits for them only where all is
                 said. An asynchronous iterator runs in the caller's event loop.
-            max_seconds: end after this much media at the latest; by default 4 seconds and one for each word,
-                which speech does not need.
+            max_seconds: end with the chunk that reaches so much media; by default 4 seconds, 1 for each word
+                and 0.15 for each token, which speech does not need.
 
         Raises:
             TextError: the text is empty, too long, or holds what cannot be spoken; nothing has been said.
@@ -190,11 +197,12 @@ class Session:
         self._require_open()
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"max_seconds must be above 0, or None, got {max_seconds}")
-        with self._starting:
+        with self._turning:
             if self._speech is not None and not self._speech.ended:
                 raise SessionBusyError(
                     "speak() must wait until the text before it ends; call interrupt() to cut it"
                 )
+            self._interruption = None
             if isinstance(text, str):
                 self._take_in(check_text(text, self._engine.tokenizer.script))
                 self._speech = Speech(self, None, max_seconds)
@@ -203,27 +211,34 @@ class Session:
             return self._speech
 
     def interrupt(self) -> Interruption:
-        """Stop speaking, within one denoising step, and say what had been spoken.
+        """Stop speaking, within one step of its chunk, and say what had been spoken.
 
-        The chunk being made is dropped; what the character looks and sounds like stays. Without speech in
-        progress it reports the same figures and changes nothing.
+        The chunk being made is dropped, unless all its steps are done: then it is finished and counts. What
+        the character looks and sounds like stays. Called again before the next :meth:`speak` it reports the
+        same figures and changes nothing. From another thread, the next text waits until it returns.
 
         Raises:
             SessionClosedError: after :meth:`close`.
         """
         self._require_open()
+        with self._turning:
+            if self._interruption is None:
+                self._interruption = self._interrupt()
+            return self._interruption
+
+    def _interrupt(self) -> Interruption:
         said: list[SpokenWord] = []
         if self._speech is not None:
             self._speech.interrupt()
-            # A chunk past its last denoising step is finished and delivered; the figures count it.
             self._speech.settle()
             said = list(self._speech.said)
         words, sample = self._window.cut(), self.next_sample
         played_words, played = words, sample
         if self.pacer is not None:
-            played -= round(self.pacer.lead * self._engine.preset.clock.sample_rate)
-            played_words -= sum(word.sample > played for word in said)
-            self.pacer.restart()
+            with self._handing_over:
+                played = self._delivered - round(self.pacer.lead * self._engine.preset.clock.sample_rate)
+                self.pacer.restart()
+            played_words -= sum(word.sample > played for word in self._words)
         return Interruption(words, " ".join(word.text for word in said), sample, played_words, played)
 
     def close(self) -> None:
@@ -248,9 +263,17 @@ class Session:
             for word in turn.window.slide(position):
                 words.append(SpokenWord(word.index, word.text, self.next_sample + (token + 1) * samples))
         self.next_sample += self._engine.preset.samples
+        self._words.extend(words)
         if self._speech is not None:
             self._speech.said.extend(words)
         return tuple(words)
+
+    def hand_over(self) -> None:
+        """Take note that a chunk is handed to its user, whose player plays it; called by :class:`Speech`."""
+        with self._handing_over:
+            self._delivered += self._engine.preset.samples
+            if self.pacer is not None:
+                self.pacer.delivered(self._engine.preset.seconds)
 
     def fail(self) -> None:
         """Mark the session as unable to go on; called by the engine when a chunk broke off half way."""
@@ -288,7 +311,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._under_way: asyncio.Future[Chunk] | None = None
-        self._seconds, self._words_before = 0.0, session._window.spoken
+        self._chunks, self._words_before = 0, session._window.spoken
+        self._tokens_before = session._window.reached
 
     def __iter__(self) -> "Speech":
         return self
@@ -317,15 +341,13 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         with self._lock:
             self._turn = None
             if turn.error is not None:
-                self.ended = True
+                self._give_up()
                 raise turn.error
             if turn.chunk is None:
                 self.ended = True
                 raise StopIteration
-        seconds = session._engine.preset.seconds
-        if session.pacer is not None:
-            session.pacer.delivered(seconds)
-        self._seconds += seconds
+        session.hand_over()
+        self._chunks += 1
         return turn.chunk
 
     async def __anext__(self) -> Chunk:
@@ -334,8 +356,8 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         Where the wait for it is cancelled the chunk is not lost: the next call gives it.
         """
         if self._under_way is None or self._under_way.cancelled():
-            loop = asyncio.get_running_loop()
-            self._under_way = loop.run_in_executor(None, self._next_or_raise)
+            loop, threads = asyncio.get_running_loop(), self._session._engine.threads
+            self._under_way = loop.run_in_executor(threads, self._next_or_raise)
             # Nobody may ask again, and that is no error.
             self._under_way.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
@@ -380,7 +402,7 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
         window, reader = self._session._window, self._reader
         try:
             while reader is not None and window.remaining < window.capacity:
-                piece = reader.take(None if window.exhausted else PAUSE)
+                piece = reader.take(None if self._silent() else PAUSE)
                 # After an interruption while the reader waited the window is not this speech's any more.
                 with self._lock:
                     if self.ended:
@@ -394,24 +416,33 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
                         return
         except BaseException:
             with self._lock:
-                if not self.ended:
-                    self.ended = True
-                    window.cut()
-            assert reader is not None
-            reader.stop()
+                self._give_up()
             raise
 
+    def _give_up(self) -> None:
+        """Drop the rest of the text, but not that of a speech which came after an interruption."""
+        if not self.ended:
+            self.ended = True
+            self._session._window.cut()
+        if self._reader is not None:
+            self._reader.stop()
+
+    def _silent(self) -> bool:
+        """Whether all that has come is said, to its last sound."""
+        window = self._session._window
+        return window.exhausted and window.remaining < LAST_SOUND
+
     def _over(self) -> bool:
-        window, limit = self._session._window, self._max_seconds
+        window, preset, limit = self._session._window, self._session._engine.preset, self._max_seconds
         if limit is None:
             words = window.spoken + window.waiting - self._words_before
-            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * words
-        if self._seconds >= limit:
-            window.cut()
-            if self._reader is not None:
-                self._reader.stop()
+            tokens = window.reached + window.remaining - self._tokens_before
+            limit = PATIENCE_SECONDS + PATIENCE_PER_WORD * words + PATIENCE_PER_TOKEN * tokens
+        # Counted in samples: sums of a chunk's seconds fall short of the limit that they should reach.
+        if self._chunks * preset.samples >= limit * preset.clock.sample_rate:
+            self._give_up()
             return True
-        return window.exhausted and self._reader is None and window.remaining < LAST_SOUND
+        return self._silent() and self._reader is None
 
 
 class _EndOfSpeechError(Exception):

@@ -380,6 +380,11 @@ class TextWindow:
         return max(self._reached - self._origin, 0.0)
 
     @property
+    def reached(self) -> float:
+        """Tokens said since the window was made, fractions included, and those that were cut."""
+        return self._reached
+
+    @property
     def remaining(self) -> float:
         """Tokens of complete words not yet said, fractions included: 0 once the last sound has faded."""
         return self._forgotten + sum(len(entry.ids) for entry in self._entries) - self._reached
@@ -389,7 +394,7 @@ class TextWindow:
 
         Raises:
             TextError: as :func:`clean_text`; more than :data:`MAX_CHARACTERS` characters wait to be spoken;
-                or a word has more tokens than the window. Nothing of the piece is then added.
+                or a word has no tokens, or more than the window. Nothing of the piece is then added.
         """
         text = self._tail + _clean(piece, self.tokenizer.script, self._tail[-1:])
         if self._waiting + len(text) > MAX_CHARACTERS:
@@ -409,7 +414,7 @@ class TextWindow:
         """Complete the last word: no more text belongs to it.
 
         Raises:
-            TextError: the word has more tokens than the window; it is dropped.
+            TextError: the word has no tokens, or more than the window; it is dropped.
         """
         tail, self._tail = self._tail, " "
         self._add(_WORD.findall(tail), " ")
@@ -485,6 +490,10 @@ class TextWindow:
             # At the very beginning there is nothing that a space could separate.
             spaced = text != word and bool(self._first or self._entries or entries)
             tokens = tuple(self.tokenizer.encode(" " + text if spaced else text))
+            if not tokens and any(character.isalnum() for character in text):
+                raise TextError(
+                    "have words that the voice can read", repr(text[:20]), "write it as it is to be read"
+                )
             parts = [tokens] if len(tokens) <= self.capacity else self._parted(tokens)
             if (longest := max(map(len, parts))) > self.capacity:
                 raise TextError(

@@ -21,7 +21,7 @@ H100 = Machine(
     python="3.12.1",
     system="Linux",
     release="Linux 6.8, x86_64",
-    packages={"torch": Package("2.11.0+cu130"), "triton": Package("3.6.0")},
+    packages={"torch": Package("2.11.0+cu130"), "triton": Package("3.6.0"), "safetensors": Package("0.6.2")},
     gpus=(Gpu("NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30),),
     cuda_available=True,
     cuda="13.0",
@@ -31,7 +31,7 @@ CPU = Machine(
     python="3.11.7",
     system="Linux",
     release="Linux 6.8, x86_64",
-    packages={"torch": Package("2.13.0+cpu"), "triton": Package("3.7.1")},
+    packages={"torch": Package("2.13.0+cpu"), "triton": Package("3.7.1"), "safetensors": Package("0.6.2")},
 )
 
 
@@ -70,6 +70,14 @@ def test_h100_serves_every_family_with_triton_and_untimed_expert_products_with_c
 )
 def test_measured_expert_products_decide_the_backend(measured: tuple[str, ...], backend: str) -> None:
     assert backends(diagnose(replace(H100, expert_choices=measured)))["experts"] == backend
+
+
+def test_what_every_engine_needs_is_required_and_what_the_shipped_voice_reads_is_offered() -> None:
+    bare = diagnose(having(CPU, safetensors=None))
+    assert not bare.ok
+    assert component(bare, "safetensors").state == "broken"
+    voice = component(diagnose(CPU), "hibari-tts")
+    assert (voice.state, voice.install) == ("missing", "pip install 'streamchar[voice]'")
 
 
 def test_without_gpu_pytorch_serves_and_no_gpu_package_is_suggested() -> None:

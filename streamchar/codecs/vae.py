@@ -408,7 +408,7 @@ def _read_config(file: Path) -> VaeConfig:
         raise CheckpointError(file, f"must have {error}") from error
     except ConfigError as error:
         raise CheckpointError(file, str(error)) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(file, f"must be the config.json of an AutoencoderKLWan: {error}") from error
 
 

@@ -107,7 +107,8 @@ def peer(tmp_path_factory):
 
 
 def from_peer(folder):
-    return Orchestrator.from_qwen2(folder, CHANNELS, CHUNK, CONFIG.history_seconds, CONFIG.transcript_tokens)
+    sizes = CHANNELS, CHUNK, CONFIG.history_seconds, CONFIG.transcript_tokens
+    return Orchestrator.from_qwen2(folder, *sizes, tokenizer="bytes")
 
 
 @pytest.mark.parametrize("layout", ["lm", "shards"])
@@ -359,6 +360,8 @@ def copied(folder, target, **changes):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type must be 'default'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
         ({"hidden_size": None}, "must have 'hidden_size'"),
+        ({"hidden_size": []}, "config.json: must have the sizes of a Qwen2 model"),
+        ({"num_attention_heads": 0}, "config.json: must have the sizes of a Qwen2 model"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(peer, tmp_path, changes, says):
@@ -371,6 +374,20 @@ def test_a_checkpoint_of_another_kind_is_refused(peer, tmp_path, changes, says):
 def test_a_config_of_transformers_4_is_read(peer, tmp_path):
     folder = copied(peer[1] / "lm", tmp_path / "old", rope_parameters=None, rope_theta=CONFIG.rope_theta)
     assert read_qwen2_config(folder, CONFIG.history_seconds, CONFIG.transcript_tokens) == CONFIG
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must hold an object, got list"):
+        read_qwen2_config(tmp_path)
+
+
+def test_a_checkpoint_s_own_tokenizer_is_given_and_its_weights_still_fit(peer):
+    sizes = CHANNELS, CHUNK, CONFIG.history_seconds, CONFIG.transcript_tokens
+    orchestrator = Orchestrator.from_qwen2(peer[1] / "lm", *sizes)
+    assert orchestrator.config == replace(CONFIG, tokenizer="given")
+    planned = Orchestrator(replace(CONFIG, tokenizer="given", duration_dim=8), CHANNELS, CHUNK)
+    planned.load_qwen2(peer[1] / "lm")
 
 
 def test_weights_that_do_not_fit_are_refused(peer, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from streamchar.text import (
     ByteTokenizer,
     PhonemeTokenizer,
+    TextError,
     TextWindow,
     VoiceUnavailableError,
     default_tokenizer,
@@ -54,6 +55,16 @@ def test_a_window_of_words_is_what_each_word_sounds_like_alone(phonemes):
     words = ["Hello", " there,", " friend."]
     assert ids[:length].tolist() == [token for word in words for token in phonemes.encode(word)]
     assert ids[length:].eq(phonemes.pad).all()
+
+
+def test_a_word_that_the_voice_cannot_read_is_refused_and_nothing_of_its_text_is_taken(phonemes):
+    window = TextWindow(phonemes, 64)
+    with pytest.raises(TextError, match="have words that the voice can read, got 'ħ'"):
+        window.append("Say ħ now. ")
+    assert window.waiting == 0
+    # Signs that are not read stay between the words.
+    window.append("Well - now. ")
+    assert window.waiting == 3
 
 
 def test_without_the_package_the_voice_says_what_to_install(monkeypatch):

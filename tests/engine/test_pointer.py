@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streamchar.durations import pointer_prior, token_times
 from streamchar.numerics import assert_close
-from streamchar.pointer import PlannedPointer, ProgressPointer, locate_word, pointer_loss, spoken_until
+from streamchar.pointer import PlannedPointer, ProgressPointer, pointer_loss
 from streamchar.text import Word
 
 DIM, CAPACITY = 16, 7
@@ -179,36 +179,6 @@ def test_the_loss_of_nothing_is_zero(device):
 
 
 WORDS = (Word(3, "Say", 0, 2), Word(4, "it,", 2, 6), Word(5, "please.", 7, 9))
-
-
-@pytest.mark.parametrize(
-    ("position", "word", "progress"),
-    [
-        (-1, 0, 0.0),
-        (0, 0, 0.0),
-        (1, 0, 0.5),
-        (2, 1, 0.0),
-        (5, 1, 0.75),
-        (6.5, 1, 1.0),
-        (8, 2, 0.5),
-        (99, 2, 1),
-    ],
-)
-def test_a_position_lies_in_a_word(position, word, progress):
-    assert locate_word(position, WORDS) == (word, progress if position >= 0 else 0.0)
-
-
-def test_without_words_there_is_none_to_find():
-    assert locate_word(3.0, ()) == (-1, 0.0)
-    assert spoken_until(3.0, ()) == 0
-
-
-@pytest.mark.parametrize(
-    ("positions", "count"),
-    [(0.0, 0), (1.0, 0), (1.01, 1), (4.0, 1), (4.1, 2), (9.0, 3), ([5.0, 0.5], 2), ([], 0)],
-)
-def test_a_word_is_spoken_once_more_than_half_of_it_is_and_never_taken_back(positions, count):
-    assert spoken_until(positions, WORDS) == count
 
 
 @pytest.mark.parametrize(

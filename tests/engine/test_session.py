@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -413,6 +414,168 @@ def test_with_a_pacer_an_interruption_tells_what_was_played_from_what_was_delive
     assert report.words == len(words)
     assert report.played_words == sum(word.sample <= 48_000 for word in words)
     assert pacer.lead == 0.0
+
+
+def test_after_an_interruption_figures_stay_until_there_is_more_to_say():
+    now = [0.0]
+    pacer = Pacer(float("inf"), clock=lambda: now[0], sleep=lambda seconds: None)
+    session = build().open(picture(), pacer=pacer)
+    speech = session.speak(TEXT, max_seconds=60)
+    for _ in range(3):
+        next(speech)
+    now[0] = SMALL.seconds
+    report = session.interrupt()
+    # Nothing more was played of what the player has dropped.
+    assert report.played_sample == 32_000
+    now[0] = 10 * SMALL.seconds
+    assert session.interrupt() == report
+    take(session, 1)
+    assert session.interrupt().played_sample == 96_000
+
+
+def test_a_chunk_that_was_not_handed_over_was_not_played(monkeypatch):
+    now = [0.0]
+    engine = build()
+    session = engine.open(picture(), pacer=Pacer(float("inf"), clock=lambda: now[0]))
+    deliver, may = engine._passes.deliver, threading.Event()
+
+    def late(delivery):
+        assert may.wait(PATIENCE)
+        return deliver(delivery)
+
+    monkeypatch.setattr(engine._passes, "deliver", late)
+    speech = session.speak(TEXT, max_seconds=60)
+    chunk = in_thread(lambda: next(speech))
+    until(lambda: session.next_sample)
+    report = session.interrupt()
+    may.set()
+    assert (report.sample, report.played_sample, report.played_words) == (32_000, 0, 0)
+    assert len(chunk().words) == report.words > 0
+
+
+def test_what_is_left_to_play_may_reach_into_the_text_before():
+    now = [0.0]
+    pacer = Pacer(float("inf"), clock=lambda: now[0], sleep=lambda seconds: None)
+    session = build().open(picture(), pacer=pacer)
+    words = [word for chunk in session.speak(TEXT, max_seconds=2.6) for word in chunk.words]
+    words += next(session.speak("and on it goes", max_seconds=60)).words
+    now[0] = 0.5 * SMALL.seconds
+    report = session.interrupt()
+    assert report.played_sample == 16_000
+    assert report.played_words == sum(word.sample <= 16_000 for word in words) < report.words
+    # Of the text at hand nothing was said yet: what was not played is of the one before.
+    assert report.text == ""
+
+
+def test_the_next_text_waits_for_an_interruption_from_another_thread(monkeypatch):
+    engine = build()
+    session = engine.open(picture())
+    held = Held(monkeypatch, engine._passes.rows[0].lane)
+
+    def speak_on():
+        assert list(session.speak(TEXT, max_seconds=60)) == []
+        return next(session.speak("fresh words", max_seconds=60))
+
+    chunk = in_thread(speak_on)
+    held.wait()
+    report = in_thread(session.interrupt)
+    until(lambda: session._speech.ended)
+    held.go(1 + SMALL.sampler.steps)
+    assert report().words == 0
+    assert chunk().index == 0
+    assert window_of(session) == "fresh words"
+
+
+def test_a_prefix_whose_computation_failed_is_computed_again(monkeypatch):
+    engine = build()
+    take(engine.open(picture(), seed=1), 1)  # another text is in the buffers
+    expected = take(build().open(picture(), seed=7), 1)
+    engine.release(engine._sessions[0])
+    session, lane = engine.open(picture(), seed=7), engine._passes.rows[0].lane
+    prefill = lane.prefill
+
+    def fails():
+        monkeypatch.setattr(lane, "prefill", prefill)
+        raise MemoryError
+
+    monkeypatch.setattr(lane, "prefill", fails)
+    with pytest.raises(MemoryError):
+        take(session, 1)
+    assert torch.equal(media(take(session, 1))[1], media(expected)[1])
+
+
+def test_after_an_error_the_text_before_is_not_said(monkeypatch):
+    engine = build()
+    session, lane = engine.open(picture()), engine._passes.rows[0].lane
+    denoise, pieces = lane.denoise, Slow("old text ")
+
+    def fails(step):
+        monkeypatch.setattr(lane, "denoise", denoise)
+        raise MemoryError
+
+    monkeypatch.setattr(lane, "denoise", fails)
+    speech = session.speak(pieces, max_seconds=60)
+    reader = speech._reader
+    pieces.come()
+    with pytest.raises(MemoryError):
+        next(speech)
+    assert reader.over
+    next(session.speak("sorry", max_seconds=60))
+    assert window_of(session) == "sorry"
+
+
+def test_sessions_that_wait_for_text_hold_up_nobody():
+    async def silent():
+        await asyncio.Event().wait()
+        yield ""
+
+    async def pieces():
+        yield await asyncio.to_thread(lambda: "one two three ")
+
+    async def speak(engine):
+        # As a default executor that is full: of one thread, which the first session would take.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        sessions = [engine.open(picture(seed)) for seed in range(2)]
+        waiting = asyncio.ensure_future(anext(sessions[0].speak(silent())))
+        await asyncio.sleep(0.05)
+        chunk = await asyncio.wait_for(anext(sessions[1].speak(pieces(), max_seconds=60)), PATIENCE)
+        assert not waiting.done()
+        sessions[0].interrupt()
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        return chunk
+
+    assert asyncio.run(speak(build(max_sessions=2))).index == 0
+
+
+@pytest.mark.parametrize("chunks", [3, 6, 15])
+def test_a_time_limit_of_whole_chunks_is_kept_to_the_sample(chunks):
+    session = build().open(picture())
+    assert len(list(session.speak(TEXT * 9, max_seconds=chunks * 4 / 3))) == chunks
+    assert session.next_sample == chunks * 32_000
+
+
+def test_a_word_that_half_sounds_is_finished_before_more_text_is_waited_for():
+    session = build().open(picture())
+    speech, window = session.speak(Slow()), session._window
+    window.append("extraordinary ")
+    window.fill(torch.empty(window.capacity, dtype=torch.int64))
+    window.slide(0.6 * len("extraordinary"))
+    assert window.exhausted
+    assert not speech._silent()
+    window.slide(len("extraordinary") - 0.4)
+    assert speech._silent()
+
+
+def test_a_number_that_is_read_as_many_words_has_the_time_for_them():
+    session = build().open(picture())
+    limits = []
+    for text in ("a", "a" * 40):
+        speech = session.speak(text)
+        speech._chunks = 4  # 5.3 seconds
+        limits.append(speech._over())
+        session.interrupt()
+    assert limits == [True, False]
 
 
 def test_an_endless_text_is_quoted_by_its_last_words_and_held_no_longer(monkeypatch):

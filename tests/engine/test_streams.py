@@ -92,14 +92,24 @@ def test_the_viewer_waits_for_decoding_and_not_for_what_comes_after():
 
 
 def test_text_that_arrives_late_is_prefilled_anew():
-    def pieces():
-        yield "one two three "
-        yield "four five six "
-        yield "seven eight nine "
-
     def speak(engine):
+        more = threading.Event()
+
+        def pieces():
+            yield "one two three "
+            assert more.wait(60)
+            yield "four five six "
+            yield "seven eight nine "
+
         with engine.open(picture(), seed=7) as session:
-            return media(list(session.speak(pieces(), max_seconds=3.9)))
+            speech = session.speak(pieces(), max_seconds=3.9)
+            chunks = [next(speech)]
+            # Queued behind the first chunk, before there was more to say.
+            assert [word.text for word in session._window.words] == ["one", "two", "three"]
+            more.set()
+            while len(speech._reader._ready) < 2:
+                pass
+            return media([*chunks, *speech])
 
     ours, expected = speak(overlapping(Simulated(5))), speak(build())
     assert torch.equal(ours[0], expected[0])

@@ -362,6 +362,7 @@ def _truncate(directory):
         (lambda d: edit_config(d, _class_name="AutoencoderKL"), "_class_name must be 'AutoencoderKLWan'"),
         (lambda d: edit_config(d, out_channels=3), "out_channels must be 12, got 3"),
         (lambda d: edit_config(d, z_dim="removed"), "must have 'z_dim'"),
+        (lambda d: edit_config(d, dim_mult=None), "must be the config.json of an AutoencoderKLWan"),
         (lambda d: edit_config(d, latents_std=[1.0]), "latents_std must be z_dim = 4 numbers, got 1"),
         (lambda d: (d / WEIGHTS).unlink(), "must hold whole safetensors files"),
         (_truncate, "must hold whole safetensors files"),
