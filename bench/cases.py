@@ -23,6 +23,10 @@ Call = Callable[[], Any]
 PAPER_LATENT_FRAMES = 9
 
 
+#: The contender that ``backend="auto"`` takes for an expert product in place of ours.
+CUBLAS = "cuBLAS path"
+
+
 @dataclass(frozen=True)
 class Case:
     """One operation at one shape.
@@ -407,13 +411,19 @@ def expert_cases(setting: Setting) -> Iterator[Case]:
         calls: dict[str, Call] = {
             "streamchar": lambda: K.expert_up(x, *w, num_video=video, backend=setting.ours)
         }
+        if setting.device.type == "cuda":
+            calls[CUBLAS] = lambda: K.expert_up(x, *w, num_video=video, backend="torch")
         return calls | {name: _bind(function, x, *w, video) for name, function in up_rivals.items()}
 
     def build_down(seed: int) -> dict[str, Call]:
         draw = setting.random(seed)
         h = draw(1, video, dit.video_ffn), draw(1, audio, dit.audio_ffn)
         given = (*h, *weights(draw, up=False), *tail(draw))
-        calls: dict[str, Call] = {"streamchar": lambda: K.expert_down(*given, backend=setting.ours)}
+        # As the model's modulation gives it.
+        ours = (*given[:-2], given[-2].float(), given[-1])
+        calls: dict[str, Call] = {"streamchar": lambda: K.expert_down(*ours, backend=setting.ours)}
+        if setting.device.type == "cuda":
+            calls[CUBLAS] = lambda: K.expert_down(*ours, backend="torch")
         return calls | {name: _bind(function, *given) for name, function in down_rivals.items()}
 
     def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -432,7 +442,7 @@ def expert_cases(setting: Setting) -> Iterator[Case]:
         given = (*quantized(draw(1, tokens, dim)), *weights_fp8(draw, up=True))
         return {
             "streamchar": lambda: K.expert_up_fp8(*given, num_video=video, backend="triton"),
-            "scaled_mm": lambda: K.expert_up_fp8(*given, num_video=video, backend="torch"),
+            CUBLAS: lambda: K.expert_up_fp8(*given, num_video=video, backend="torch"),
         }
 
     def build_down_fp8(seed: int) -> dict[str, Call]:
@@ -441,7 +451,7 @@ def expert_cases(setting: Setting) -> Iterator[Case]:
         given = (*h, *weights_fp8(draw, up=False), *tail(draw))
         return {
             "streamchar": lambda: K.expert_down_fp8(*given, backend="triton"),
-            "scaled_mm": lambda: K.expert_down_fp8(*given, backend="torch"),
+            CUBLAS: lambda: K.expert_down_fp8(*given, backend="torch"),
         }
 
     for dtype in dtypes:

@@ -1,9 +1,10 @@
 """Time several implementations of one operation against each other, in one process, fairly.
 
-On a GPU every contender is captured into a CUDA graph that runs it once on each of several input sets, so
-that launch overhead, Python and a warm L2 favour nobody; the graphs are replayed in the order A B B A and
-timed with CUDA events. What cannot be captured is timed as a stream of launches and says so. On a CPU the
-same loop reads the wall clock, which exercises the harness and measures this machine, not a GPU.
+On a GPU every contender is captured into a CUDA graph that runs it once on each of several input sets, into
+outputs of their own, so that launch overhead, Python and a warm L2 favour nobody; the graphs are replayed in
+the order A B B A and timed with CUDA events. What cannot be captured is timed as a stream of launches and
+says so. On a CPU the same loop reads the wall clock, which exercises the harness and measures this machine,
+not a GPU.
 """
 
 import gc
@@ -20,7 +21,8 @@ Call = Callable[[], object]
 
 #: Bytes that successive calls must touch before one comes round again: five times the 50 to 60 MB of an L2.
 ROTATION_BYTES = 256 * 2**20
-MAX_INPUT_SETS = 8
+#: Calls of a pass, at most; what touches less than 2 MiB is found in L2 all the same.
+MAX_INPUT_SETS = 128
 #: Time given to each contender of a case, in seconds, warm-up not counted.
 SECONDS_PER_CONTENDER = 0.25
 MIN_SAMPLES, MAX_SAMPLES = 10, 100
@@ -51,8 +53,10 @@ class Timing:
         return asdict(self)
 
 
-def input_sets(bytes_per_call: float) -> int:
-    """Return how many input sets to rotate so that none is found in L2."""
+def input_sets(bytes_per_call: float, device: torch.device) -> int:
+    """Return how many input sets to rotate so that none is found in L2; on a CPU, two."""
+    if device.type != "cuda":
+        return 2
     return max(2, min(MAX_INPUT_SETS, math.ceil(ROTATION_BYTES / max(bytes_per_call, 1.0))))
 
 
@@ -114,8 +118,9 @@ def _capture(calls: Sequence[Call], device: torch.device) -> torch.cuda.CUDAGrap
     gc.disable()
     try:
         with torch.cuda.graph(graph):
-            for call in calls:
-                call()
+            # Outputs that were let go of would be written over by the next call, in L2.
+            outputs = [call() for call in calls]
+        del outputs
     finally:
         gc.enable()
     graph.replay()

@@ -124,7 +124,7 @@ def _experts(setting: Setting, dtype: torch.dtype, up: bool) -> list[dict[str, A
 def _time(
     setting: Setting, candidates: Sequence[Any], launch: Callable[[Any, int], Launch], bytes_per_call: float
 ) -> list[dict[str, Any]]:
-    sets = range(input_sets(bytes_per_call))
+    sets = range(input_sets(bytes_per_call, setting.device))
     contenders, failures = {}, {}
     for index, config in enumerate(candidates):
         calls = [launch(config, seed).run for seed in sets]

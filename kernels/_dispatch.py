@@ -20,13 +20,13 @@ def use_triton(backend: Backend, *tensors: torch.Tensor | None) -> bool:
     """Say whether the Triton kernel serves this call.
 
     Args:
-        backend: ``"auto"`` takes Triton for CUDA tensors that need no gradient and PyTorch for all else;
-            ``"triton"`` and ``"torch"`` force the choice. Under ``TRITON_INTERPRET=1`` the forced Triton
-            kernel runs on CPU tensors.
-        tensors: the tensors of the call, those absent as None.
+        backend: ``"auto"`` takes Triton for CUDA tensors that need no gradient and are not float64, in which
+            no kernel computes, and PyTorch for all else; ``"triton"`` and ``"torch"`` force the choice. Under
+            ``TRITON_INTERPRET=1`` the forced Triton kernel runs on CPU tensors.
+        tensors: the tensors of the call, those absent as None; the first, always there, is what is computed.
 
     Raises:
-        KernelArgumentError: the backend has no such name.
+        KernelArgumentError: the backend has no such name, or Triton was asked for in float64.
         BackendUnavailableError: Triton was asked for where it cannot run.
     """
     if backend not in ("auto", "triton", "torch"):
@@ -34,10 +34,13 @@ def use_triton(backend: Backend, *tensors: torch.Tensor | None) -> bool:
     if backend == "torch":
         return False
     given = [tensor for tensor in tensors if tensor is not None]
+    wide = given[0].dtype == torch.float64
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     on_gpu = all(tensor.is_cuda for tensor in given)
     if backend == "auto":
-        return HAS_TRITON and on_gpu and not needs_grad and _capable(given[0].device)
+        return HAS_TRITON and on_gpu and not wide and not needs_grad and _capable(given[0].device)
+    if wide:
+        raise KernelArgumentError("backend", "'auto' or 'torch' for float64", repr(backend))
     if not HAS_TRITON:
         raise BackendUnavailableError("backend='triton' needs the triton package (Linux); use backend='auto'")
     if needs_grad:

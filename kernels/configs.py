@@ -15,7 +15,8 @@ timed on a GPU unless it says so.
         "choice": "triton"                   the faster of the two
     }]}
 
-(The figures above only show the format.) :func:`record_choice` writes entries, :func:`choose` looks them up.
+(The figures above only show the format.) :func:`record_choice` writes entries; :func:`measured` looks up
+those of a product, :func:`pick` the one for its rows.
 """
 
 import json
@@ -122,11 +123,7 @@ def gemm_config(dtype: torch.dtype, m_video: int, n: int, k: int, num_sms: int =
         return _FP32
     fp8 = dtype == FP8
     wide, square, small = (_WIDE_FP8, _SQUARE_FP8, _SMALL_FP8) if fp8 else (_WIDE, _SQUARE, _SMALL)
-    # Promotion takes a second set of accumulators, with which the wide tile spills, and lets steps overlap
-    # less. What it saves (prediction): each of the k / 32 sums that the tensor core makes truncates 2**-14 of
-    # the value so far. That adds up to 0.4 % over k 3072, a tenth of what rounding the operands to fp8 costs;
-    # to 1.8 % over k 14336, half of it.
-    promote = fp8 and k > 4096
+    promote = fp8 and promotes(k)
     # A launch smaller than one wave gains more from running on more SMs than from wide tiles.
     config = small if square.tiles(m_video, n) < num_sms else square
     if config is square and not promote:
@@ -136,6 +133,17 @@ def gemm_config(dtype: torch.dtype, m_video: int, n: int, k: int, num_sms: int =
         if wide_share >= 0.8 * _share_of_sms(square.tiles(m_video, n), num_sms):
             config = wide
     return replace(config, promote=True) if promote else config
+
+
+def promotes(k: int) -> bool:
+    """Say whether fp8 products over ``k`` elements are summed in fp32 registers, step by step.
+
+    That takes a second set of accumulators, with which the wide tile spills, and lets steps overlap less.
+    What it saves (prediction): each of the k / 32 sums that the tensor core makes truncates 2**-14 of the
+    value so far. That adds up to 0.4 % over k 3072, a tenth of what rounding the operands to fp8 costs; to
+    1.8 % over k 14336, half of it.
+    """
+    return k > 4096
 
 
 def _share_of_sms(tiles: int, num_sms: int) -> float:
@@ -180,47 +188,36 @@ def attention_config(dtype: torch.dtype, head_dim: int) -> AttentionConfig:
     return _ATTENTION_FP32 if dtype == torch.float32 else _ATTENTION
 
 
-def choose(
-    op: str,
-    dtype: torch.dtype,
-    m_video: int,
-    m_audio: int,
-    n: int,
-    k: int,
-    device_name: str,
-    path: Path = CHOICES_PATH,
-) -> Choice:
-    """Say which implementation was measured to be faster for an expert product.
-
-    Device, op, dtype, n and k must equal those of a recorded entry. Rows must fill the same number of tiles
-    of 128 rows, since that is what decides the launch; of such entries the one nearest in rows is used.
+def measured(
+    op: str, dtype: torch.dtype, n: int, k: int, device_name: str, path: Path = CHOICES_PATH
+) -> tuple[Measured, ...]:
+    """Return what was measured of an expert product at any number of rows.
 
     Args:
         op: ``"expert_up"`` or ``"expert_down"``.
         dtype: of the operands.
-        m_video: rows of the video expert, all batch rows together.
-        m_audio: rows of the audio expert, likewise.
         n: output width of the video expert.
         k: its input width.
         device_name: as ``torch.cuda.get_device_properties(...).name`` gives it.
         path: table to read; read once in a process.
-
-    Returns:
-        ``"cublas"`` where nothing was measured: an untimed kernel must not displace a library that is known
-        to be good.
     """
-    return pick(measured(op, dtype, n, k, device_name, path), m_video, m_audio)
-
-
-def measured(
-    op: str, dtype: torch.dtype, n: int, k: int, device_name: str, path: Path = CHOICES_PATH
-) -> tuple[Measured, ...]:
-    """Return what was measured of a product at any number of rows; arguments as for :func:`choose`."""
     return _table(path).get((device_name, op, _spelled(dtype), n, k), ())
 
 
 def pick(entries: tuple[Measured, ...], m_video: int, m_audio: int) -> Choice:
-    """Choose among measurements of one product by its rows, as :func:`choose` does.
+    """Say which implementation was measured to be faster for a product of so many rows.
+
+    Rows must fill the same number of tiles of 128 rows, since that is what decides the launch; of such
+    entries the one nearest in rows is used.
+
+    Args:
+        entries: of the product, from :func:`measured`.
+        m_video: rows of the video expert, all batch rows together.
+        m_audio: rows of the audio expert, likewise.
+
+    Returns:
+        ``"cublas"`` where nothing was measured: an untimed kernel must not displace a library that is known
+        to be good.
 
     Written for tracing: rows may be symbols of ``torch.compile``, which then guards on the comparisons made.
     """
@@ -251,13 +248,13 @@ def record_choice(
 
     Args:
         path: a table in the format of this module's description, created when absent.
-        device_name: see :func:`choose`, as for all up to ``k``.
-        op: see :func:`choose`.
-        dtype: see :func:`choose`.
-        m_video: see :func:`choose`.
-        m_audio: see :func:`choose`.
-        n: see :func:`choose`.
-        k: see :func:`choose`.
+        device_name: see :func:`measured`.
+        op: likewise.
+        dtype: likewise.
+        m_video: see :func:`pick`.
+        m_audio: likewise.
+        n: see :func:`measured`.
+        k: likewise.
         triton_us: median time of the Triton kernel, in microseconds.
         cublas_us: median time of the library path in the same run, in microseconds.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, linear
 
-from ._checks import require, require_aligned, require_dtype
+from ._checks import require_aligned, require_dtype
 from ._compat import FP8, INTERPRETED, TensorDescriptor, tl, triton
 from ._dispatch import Backend, Launch, use_triton
 from ._expert_checks import FLOATS, check_down, check_up
@@ -306,7 +306,6 @@ def runs_triton(
     if not use_triton(backend, w_video, *tensors):
         return False
     if backend == "triton":
-        require(w_video.dtype != torch.float64, "backend", "'auto' or 'torch' for float64", repr(backend))
         return True
     n, k = w_video.shape
     return pick(_measured(op, w_video.dtype, n, k, w_video.device.index), m_video, m_audio) == "triton"

@@ -14,6 +14,7 @@ from ._checks import require, require_contiguous, require_device, require_dtype,
 from ._compat import FP8
 from ._dispatch import MIN_CAPABILITY, Backend
 from ._expert_checks import check_down, check_up
+from .configs import promotes
 from .experts import (
     empty_hidden,
     expert_down_reference,
@@ -211,6 +212,8 @@ def _linear(
             scale_b=w_scale.reshape(1, -1),
             bias=bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
+            # As exact as the Triton kernel's own sums, and no more.
+            use_fast_accum=not promotes(a8.shape[2]),
         )
         return y.reshape(*a8.shape[:2], -1)
     product = linear(a8.float(), w8.float()) * a_scale[..., None] * w_scale

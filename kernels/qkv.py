@@ -233,7 +233,7 @@ def qkv_prologue(
     Source: RMSNorm, arXiv 1910.07467 equation 4; rotary embedding, arXiv 2104.09864 section 3.4.2.
     """
     head_dim = _check(qkv, q_norm, k_norm, cos, sin, slots, k_cache, v_cache, None, num_heads, backend)
-    if qkv.dtype == torch.float64 or not use_triton(backend, qkv, q_norm, k_norm, cos, sin, k_cache, v_cache):
+    if not use_triton(backend, qkv, q_norm, k_norm, cos, sin, k_cache, v_cache):
         return qkv_prologue_reference(
             qkv, q_norm, k_norm, cos, sin, slots, k_cache, v_cache, num_heads=num_heads, eps=eps
         )
@@ -279,7 +279,7 @@ def qkv_prologue_fp8(
     """
     scales = (q_scale, k_scale, v_scale)
     head_dim = _check(qkv, q_norm, k_norm, cos, sin, slots, k_cache, v_cache, scales, num_heads, backend)
-    if qkv.dtype == torch.float64 or not use_triton(backend, qkv, q_norm, k_norm, cos, sin, k_cache, v_cache):
+    if not use_triton(backend, qkv, q_norm, k_norm, cos, sin, k_cache, v_cache):
         return qkv_prologue_reference(
             qkv, q_norm, k_norm, cos, sin, slots, k_cache, v_cache, *scales, num_heads=num_heads, eps=eps
         )
@@ -337,20 +337,27 @@ def qkv_prologue_reference(
 
 
 def _store_reference(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    batch, tokens = slots.shape
     capacity = cache.shape[1]
     if slots.device.type == "cpu" and not torch.compiler.is_compiling():
         # Slots in host memory can be read, which saves touching the rest of the memory.
         row, column = ((slots >= 0) & (slots < capacity)).nonzero(as_tuple=True)
         cache[row, slots[row, column].long()] = rows[row, column]
         return
-    # For each slot the token that fills it, or -1; the extra slot takes the tokens that are not stored.
-    slot = torch.where((slots >= 0) & (slots < capacity), slots, capacity).long()
-    token = torch.arange(tokens, device=slots.device).expand(batch, -1)
-    source = torch.full((batch, capacity + 1), -1, device=slots.device).scatter(1, slot, token)[:, :capacity]
-    batch_index = torch.arange(batch, device=slots.device)[:, None]
-    filled = (source >= 0)[..., None, None]
-    cache.copy_(torch.where(filled, rows[batch_index, source.clamp_min(0)], cache))
+    _store_by_index(cache, rows, slots)
+
+
+def _store_by_index(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
+    """Store with no value of the slots read on the host: it may be captured, and moves the rows alone."""
+    batch, tokens = slots.shape
+    if tokens == 0:
+        return
+    valid = (slots >= 0) & (slots < cache.shape[1])
+    # A token that is not stored repeats one that is; where none is, all write what is there already.
+    some, stored = valid.max(1, keepdim=True)
+    token = torch.where(valid, torch.arange(tokens, device=slots.device), stored)
+    row = torch.arange(batch, device=slots.device)[:, None]
+    slot = torch.where(some, slots.gather(1, token), 0).long()
+    cache[row, slot] = torch.where(some[..., None, None], rows[row, token], cache[row, slot])
 
 
 def _launch(

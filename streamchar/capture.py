@@ -22,10 +22,12 @@ WARM_UP_RUNS = 2
 
 
 class GraphPool:
-    """The graphs of one engine: a memory pool for each queue, and a count of what was captured.
+    """The graphs of one engine: a memory pool and a stream to capture on for each queue, and counts.
 
     Graphs of one queue never run at the same time and share the memory of their intermediate results; those
-    of different queues may, and do not.
+    of different queues may, and do not. The stream keeps apart what cuBLAS works in, which PyTorch holds for
+    each stream and not in the pool: captured on one stream, the graphs of all queues and of all engines would
+    work in the same.
 
     Attributes:
         captures: graphs captured so far; constant once every step has run.
@@ -38,6 +40,7 @@ class GraphPool:
         self.replays = 0
         on_gpu = device.type == "cuda"
         self._pools = {queue: torch.cuda.graph_pool_handle() if on_gpu else None for queue in QUEUES}
+        self._sides = {queue: torch.cuda.Stream(device) if on_gpu else None for queue in QUEUES}
 
     def step(self, work: Callable[[], None], queue: Queue = "main") -> "Step":
         """Return ``work`` as a step that will run on ``queue`` alone."""
@@ -63,7 +66,8 @@ class Step:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         # The warm-up runs change the buffers like any other: an engine captures before its first session.
-        side = torch.cuda.Stream()
+        side = self._pool._sides[self._queue]
+        assert side is not None
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_RUNS):
@@ -74,7 +78,7 @@ class Step:
         gc.collect()
         gc.disable()
         try:
-            with torch.cuda.graph(graph, pool=self._pool._pools[self._queue]):
+            with torch.cuda.graph(graph, pool=self._pool._pools[self._queue], stream=side):
                 self._work()
         finally:
             gc.enable()

@@ -13,8 +13,8 @@ class FakeCuda:
     is_cuda = True
     device = torch.device("cuda", 0)
 
-    def __init__(self, requires_grad=False):
-        self.requires_grad = requires_grad
+    def __init__(self, requires_grad=False, dtype=torch.bfloat16):
+        self.requires_grad, self.dtype = requires_grad, dtype
 
 
 @pytest.fixture
@@ -42,6 +42,14 @@ def test_auto_takes_pytorch_where_a_gradient_is_needed(machine):
     assert not use_triton("auto", FakeCuda(requires_grad=True))
     with torch.no_grad():
         assert use_triton("auto", FakeCuda(requires_grad=True))
+
+
+def test_float64_in_which_no_kernel_computes_is_pytorch_s(machine):
+    wide = FakeCuda(dtype=torch.float64)
+    assert not use_triton("auto", wide)
+    assert use_triton("auto", FakeCuda(), wide)
+    with pytest.raises(KernelArgumentError, match="backend must be 'auto' or 'torch' for float64"):
+        use_triton("triton", wide)
 
 
 def test_torch_is_never_overruled(machine):

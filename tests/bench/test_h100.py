@@ -13,7 +13,7 @@ import torch
 from bench import h100, report
 from bench.cases import Case, Setting, all_cases
 from bench.h100 import measure, time_case
-from bench.numerics import Check, all_checks
+from bench.numerics import Check, all_checks, poisoned
 from bench.tuning import all_tunings
 from streamchar.config import preset
 from tests.engine.small import build
@@ -46,6 +46,27 @@ def test_the_command_checks_times_and_reports(tmp_path):
     assert "modulation 320 x 256" in done.stdout
     assert results["chunk"]["session"] is None
     assert results["left_out"] == results["failed"] == []
+
+
+def test_times_of_kernels_that_were_not_checked_prove_nothing():
+    right = {"passed": True}
+    whole = {"numerics": [right], "left_out": ["experts"], "failed": []}
+    assert h100.proven(whole)
+    for change in (
+        {"numerics": []},
+        {"numerics": [right, {"passed": False}]},
+        {"left_out": ["numerics"]},
+        {"failed": ["attention"]},
+    ):
+        assert not h100.proven(whole | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8])
+def test_an_output_that_is_not_written_shows(dtype):
+    with poisoned():
+        out = torch.empty((3, 5), dtype=dtype)
+    value = out.float()
+    assert value.isnan().all() if dtype.is_floating_point else value.eq(255).all()
 
 
 @pytest.fixture

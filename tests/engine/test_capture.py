@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,42 @@ def test_a_cpu_step_is_a_plain_call_that_is_counted():
     step()
     assert ran == [1, 1]
     assert (pool.captures, pool.replays) == (0, 2)
+
+
+def test_each_queue_of_each_engine_captures_on_a_stream_of_its_own(monkeypatch):
+    captured, warmed = [], []
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            pass
+
+    def graph(_, pool, stream):
+        captured.append((pool, stream))
+        return nullcontext()
+
+    def entered(stream):
+        warmed.append(stream)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    for pool in (GraphPool(torch.device("cuda")) for _ in range(2)):
+        for queue in ("main", "decode", "main"):
+            pool.step(lambda: None, queue)()
+    pools, streams = zip(*captured, strict=True)
+    for each in (pools, streams):
+        # The third of an engine is on the queue of its first; all others are apart.
+        assert each[0] is each[2]
+        assert each[3] is each[5]
+        assert len(set(map(id, each))) == 4
+    assert tuple(warmed) == streams
 
 
 def test_nothing_moves_and_nothing_is_kept_with_time():

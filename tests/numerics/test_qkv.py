@@ -269,6 +269,19 @@ def test_no_token_stored_still_returns_q(fp8: bool, device: torch.device, rng: t
     check(case, call(case), expected)
 
 
+def test_a_store_that_reads_no_slot_on_the_host_is_the_one_that_does(rng: torch.Generator) -> None:
+    slots = scatter_slots(rng, 3, 21, 40)
+    slots[1] = -1
+    rows = torch.randn(3, 21, 2, 8, generator=rng)
+    caches = [torch.full((3, 40, 2, 8), NAN) for _ in range(2)]
+    qkv_module._store_by_index(caches[0], rows, slots)
+    qkv_module._store_reference(caches[1], rows, slots)
+    assert torch.equal(caches[0].nan_to_num(7), caches[1].nan_to_num(7))
+    assert caches[0][1].isnan().all()
+    assert not caches[0][0].isnan().all()
+    qkv_module._store_by_index(caches[0], rows[:, :0], slots[:, :0])
+
+
 def test_memory_with_heads_outermost(device: torch.device, rng: torch.Generator) -> None:
     case = make(rng, device, (4, 2, 64, FP32), scatter_slots(rng, 2, 11, 13), 13)
     case.buffers = [poison((2, 2, 13, 64), FP32, device) for _ in range(2)]
