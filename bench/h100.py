@@ -9,9 +9,9 @@
 
 and keeps what it has after every one of them in DIR: ``report.json`` (every sample, device, versions, date),
 ``report.md`` (the tables on the screen), ``latency.png`` and ``choices.json``, which takes effect in the
-place of ``kernels/choices.json``. The deadline holds in the middle of a stage too; what no longer fits is left
-out by name. ``--tune`` adds the tiles that each matrix kernel could take. Without a GPU the same code runs the
-``tiny`` preset on the PyTorch path: that tests the harness, and says nothing about a GPU.
+place of ``kernels/choices.json``. The deadline holds in the middle of a stage too; what no longer fits is
+left out by name. ``--tune`` adds the tiles that each matrix kernel could take. Without a GPU the same code
+runs the ``tiny`` preset on the PyTorch path: that tests the harness, and says nothing about a GPU.
 """
 
 import gc

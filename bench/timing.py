@@ -103,7 +103,7 @@ def _runner(calls: Sequence[Call], device: torch.device) -> tuple[Callable[[], f
         return lambda: _clock(calls), len(calls), "clock"
     torch.cuda.synchronize(device)
     try:
-        graph = _capture(calls, device)
+        graph = capture(calls, device)
     except RuntimeError:
         # A failed capture leaves the stream unusable until it is synchronised.
         torch.cuda.synchronize(device)
@@ -111,7 +111,12 @@ def _runner(calls: Sequence[Call], device: torch.device) -> tuple[Callable[[], f
     return lambda: _events(graph.replay, device), len(calls), "graph"
 
 
-def _capture(calls: Sequence[Call], device: torch.device) -> torch.cuda.CUDAGraph:
+def capture(calls: Sequence[Call], device: torch.device) -> torch.cuda.CUDAGraph:
+    """Return a graph of all calls, one after the other, replayed once.
+
+    Raises:
+        RuntimeError: one of them cannot be captured.
+    """
     graph = torch.cuda.CUDAGraph()
     # Collecting garbage may unload a module, which is not allowed while a stream is capturing.
     gc.collect()

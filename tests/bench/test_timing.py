@@ -60,7 +60,7 @@ def test_outputs_of_a_captured_pass_lie_apart(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    timing._capture([call] * 3, torch.device("cuda"))
+    timing.capture([call] * 3, torch.device("cuda"))
     assert len(made) == 3
     assert not any(each() is not None for each in made)
 
