@@ -26,8 +26,10 @@ from bench.gate import Measurements, Ratio
 from bench.lengths import ChunkLength, compare_chunk_lengths
 from bench.plot import Results, as_dict, draw, write
 from bench.viewer import ViewerClock, watch_session
+from streamchar.memory import KVMemory
 from streamchar.model import JointDiT
 from streamchar.numerics import relative_error
+from streamchar.orchestrator import Orchestrator
 from streamchar.session import Speech
 from tests.engine.recorded import RecordingPool
 from tests.engine.small import SMALL, build
@@ -348,6 +350,25 @@ def test_baselines_compute_the_same_chunk_as_ours_and_do_more_work(engine, monke
             for name in ("x_video", "x_audio"):
                 error = relative_error(getattr(theirs.lane.buffers, name), getattr(ours.lane.buffers, name))
                 assert error <= gate.AGREEMENT, name
+
+
+def test_a_baseline_whose_memory_has_no_gaps_attends_without_a_mask_to_the_same(monkeypatch):
+    # 16 tokens a latent, so that every segment ends where the next begins.
+    size = 4 * SMALL.picture.spatial_stride * SMALL.picture.patch
+    config = replace(SMALL, picture=replace(SMALL.picture, height=size, width=size))
+    with torch.inference_mode():
+        networks = baseline.Networks(JointDiT(config), Orchestrator.from_preset(config))
+        latents = Conditioning.random(networks)
+        ours, lane = Ours(steady_lane(networks, latents), latents), steady_lane(networks, latents)
+        theirs = Recompute(plain_copy(networks.dit), lane, latents)
+        assert baseline.prefix_ends(lane.memory)["chunk"] == lane.memory.capacity
+        ours()
+        monkeypatch.setattr("streamchar.model.joint_attention", None)
+        theirs()
+        for name in ("x_video", "x_audio"):
+            error = relative_error(getattr(lane.buffers, name), getattr(ours.lane.buffers, name))
+            assert error <= gate.AGREEMENT, name
+        assert baseline.prefix_ends(KVMemory(SMALL, 1, torch.device("cpu"), torch.float32)) is None
 
 
 def test_a_baseline_captured_step_by_step_computes_the_same_chunk_as_ours(engine):
