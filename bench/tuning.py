@@ -97,6 +97,8 @@ def _experts(setting: Setting, dtype: torch.dtype, up: bool) -> list[dict[str, A
         for block_m, block_n, block_k, num_warps, num_stages, blocks_per_sm in GEMM_CANDIDATES
         for group_m in (8, 16)
     ]
+    # What compiling for sm_90 could not decide: both cost registers, and hide an epilogue or a load.
+    candidates += [replace(default, flatten=True), replace(default, split_epilogue=False)]
 
     def launches(config: GemmConfig, seed: int) -> Launch:
         draw = setting.random(seed)
