@@ -188,12 +188,12 @@ def _keep_benchmark(request: pytest.FixtureRequest, results: Results) -> Iterato
     yield
     # None when the test failed before it timed anything, or under --benchmark-disable.
     if benchmark.stats is not None:
-        stats = benchmark.stats.stats
+        stats, calls = benchmark.stats.stats, benchmark.extra_info.get("calls", 1)
         results.benchmarks[request.node.name] = {
             "group": benchmark.group,
-            "median": stats.median,
-            "min": stats.min,
-            "max": stats.max,
+            "median": stats.median / calls,
+            "min": stats.min / calls,
+            "max": stats.max / calls,
             "rounds": stats.rounds,
         }
 

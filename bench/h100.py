@@ -58,7 +58,7 @@ def main(
     """Check, measure and report; exit 1 if a kernel is wrong or unchecked or a stage fails, 0 otherwise."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
-    if on_gpu:
+    if on_gpu and where.index is not None:
         # Streams, events and graphs are made on the current device.
         torch.cuda.set_device(where)
     setting = Setting(

@@ -77,8 +77,9 @@ def expert_up_fp8(
     require(out_dtype in _OUT, "out_dtype", "bfloat16 or float16 or float32", out_dtype)
     rows = (batch * num_video, batch * (tokens - num_video))
     if not runs_triton("expert_up", backend, w8_video, *rows, x8, x_scale, *weights):
-        video = _linear(x8[:, :num_video], x_scale[:, :num_video], w8_video, ws_video, b_video)
-        audio = _linear(x8[:, num_video:], x_scale[:, num_video:], w8_audio, ws_audio, b_audio)
+        k = w8_video.shape[1]
+        video = _linear(x8[:, :num_video], x_scale[:, :num_video], w8_video, ws_video, b_video, k)
+        audio = _linear(x8[:, num_video:], x_scale[:, num_video:], w8_audio, ws_audio, b_audio, k)
         return (
             gelu(video, approximate="tanh").to(out_dtype),
             gelu(audio, approximate="tanh").to(out_dtype),
@@ -144,8 +145,9 @@ def expert_down_fp8(
     batch = residual.shape[0]
     rows = (batch * h8_video.shape[1], batch * h8_audio.shape[1])
     if not runs_triton("expert_down", backend, w8_video, *rows, h8_video, h8_audio, residual, gate):
-        video = _linear(h8_video, hs_video, w8_video, ws_video, b_video)
-        audio = _linear(h8_audio, hs_audio, w8_audio, ws_audio, b_audio)
+        k = w8_video.shape[1]
+        video = _linear(h8_video, hs_video, w8_video, ws_video, b_video, k)
+        audio = _linear(h8_audio, hs_audio, w8_audio, ws_audio, b_audio, k)
         return gated_residual(residual, gate, row_index, torch.cat((video, audio), 1).to(residual.dtype))
     out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
     scales = (hs_video, hs_audio, ws_video, ws_audio)
@@ -200,7 +202,12 @@ def _dequantized(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) 
 
 
 def _linear(
-    a8: torch.Tensor, a_scale: torch.Tensor, w8: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor
+    a8: torch.Tensor,
+    a_scale: torch.Tensor,
+    w8: torch.Tensor,
+    w_scale: torch.Tensor,
+    bias: torch.Tensor,
+    k_video: int,
 ) -> torch.Tensor:
     """Multiply with the library's fp8 product where there is one, else dequantised in fp32; add the bias."""
     if a8.is_cuda and a8.shape[1] > 0 and torch.cuda.get_device_capability(a8.device) >= MIN_CAPABILITY:
@@ -212,8 +219,8 @@ def _linear(
             scale_b=w_scale.reshape(1, -1),
             bias=bias.to(torch.bfloat16),
             out_dtype=torch.bfloat16,
-            # As exact as the Triton kernel's own sums, and no more.
-            use_fast_accum=not promotes(a8.shape[2]),
+            # As exact as the Triton kernel's own sums, which the video expert decides on, and no more.
+            use_fast_accum=not promotes(k_video),
         )
         return y.reshape(*a8.shape[:2], -1)
     product = linear(a8.float(), w8.float()) * a_scale[..., None] * w_scale

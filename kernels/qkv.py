@@ -357,7 +357,10 @@ def _store_by_index(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor
     token = torch.where(valid, torch.arange(tokens, device=slots.device), stored)
     row = torch.arange(batch, device=slots.device)[:, None]
     slot = torch.where(some, slots.gather(1, token), 0).long()
-    cache[row, slot] = torch.where(some[..., None, None], rows[row, token], cache[row, slot])
+    values = torch.where(some[..., None, None], rows[row, token], cache[row, slot])
+    # Every repetition would hand the whole gradient on: one writer of a slot does.
+    writer = torch.where(some, valid, torch.arange(tokens, device=slots.device) == 0)
+    cache[row, slot] = torch.where(writer[..., None, None], values, values.detach())
 
 
 def _launch(

@@ -168,7 +168,8 @@ class Session:
         self._window = TextWindow(engine.tokenizer, engine.preset.orchestrator.transcript_tokens)
         self._speech: Speech | None = None
         self._interruption: Interruption | None = None
-        # Held while a speech begins or is interrupted; again by a signal handler of the thread that holds it.
+        # Held while a speech begins or is interrupted; again where an iterable of text interrupts, asked for
+        # its iterator.
         self._turning = threading.RLock()
         # The last words of all speeches, and samples handed over: what may lie in a player's buffer.
         self._words: deque[SpokenWord] = deque(maxlen=QUOTED)
@@ -202,12 +203,13 @@ class Session:
                 raise SessionBusyError(
                     "speak() must wait until the text before it ends; call interrupt() to cut it"
                 )
-            self._interruption = None
             if isinstance(text, str):
                 self._take_in(check_text(text, self._engine.tokenizer.script))
                 self._speech = Speech(self, None, max_seconds)
             else:
                 self._speech = Speech(self, TextReader(text), max_seconds)
+            # Last: what was refused is no speech, and its figures stay.
+            self._interruption = None
             return self._speech
 
     def interrupt(self) -> Interruption:
@@ -219,8 +221,15 @@ class Session:
 
         Raises:
             SessionClosedError: after :meth:`close`.
+            RuntimeError: called in the thread that makes the chunk, by a signal handler, which would wait for
+                itself.
         """
         self._require_open()
+        if self._speech is not None and self._speech.made_by == threading.get_ident():
+            raise RuntimeError(
+                "interrupt() must not run in the thread that makes the chunk, got a signal handler there; "
+                "let the handler start a thread or set a flag"
+            )
         with self._turning:
             if self._interruption is None:
                 self._interruption = self._interrupt()
@@ -268,10 +277,10 @@ class Session:
             self._speech.said.extend(words)
         return tuple(words)
 
-    def hand_over(self) -> None:
+    def hand_over(self, chunk: Chunk) -> None:
         """Take note that a chunk is handed to its user, whose player plays it; called by :class:`Speech`."""
         with self._handing_over:
-            self._delivered += self._engine.preset.samples
+            self._delivered = chunk.start_sample + self._engine.preset.samples
             if self.pacer is not None:
                 self.pacer.delivered(self._engine.preset.seconds)
 
@@ -301,10 +310,12 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
     Attributes:
         ended: whether no chunk will follow.
         said: words of this text said so far, the last :data:`QUOTED` of them.
+        made_by: ident of the thread that makes a chunk, None while none does.
     """
 
     def __init__(self, session: Session, reader: TextReader | None, max_seconds: float | None) -> None:
         self.ended = False
+        self.made_by: int | None = None
         self.said: deque[SpokenWord] = deque(maxlen=QUOTED)
         self._session, self._reader, self._max_seconds = session, reader, max_seconds
         self._turn: Turn | None = None
@@ -337,7 +348,11 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
             self._turn = turn = Turn(session, session._window)
         if session.pacer is not None:
             session.pacer.wait(self._cancelled)
-        session._engine.make_chunk(turn)
+        self.made_by = threading.get_ident()
+        try:
+            session._engine.make_chunk(turn)
+        finally:
+            self.made_by = None
         with self._lock:
             self._turn = None
             if turn.error is not None:
@@ -346,7 +361,7 @@ class Speech(Iterator[Chunk], AsyncIterator[Chunk]):
             if turn.chunk is None:
                 self.ended = True
                 raise StopIteration
-        session.hand_over()
+        session.hand_over(turn.chunk)
         self._chunks += 1
         return turn.chunk
 

@@ -404,6 +404,8 @@ def _read_config(file: Path) -> VaeConfig:
             latents_mean=tuple(raw["latents_mean"]),
             latents_std=tuple(raw["latents_std"]),
         )
+    except CheckpointError:
+        raise
     except KeyError as error:
         raise CheckpointError(file, f"must have {error}") from error
     except ConfigError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 from .long import Instruments, StreamScores, score_stream
 from .long_course import SourceCourse, merge
 from .long_report import as_dict, draw, markdown
-from .streams import LongSource, TrueStream, write_script
+from .streams import LongSource, Script, TrueStream, write_script
 from .transcript import EdgeCount
 
 
@@ -76,25 +76,37 @@ class LongRun:
             progress: wraps the numbers of the streams to come, told the source's name.
 
         Raises:
-            ValueError: streams of that name were spoken with other weights.
+            ValueError: streams of that name were spoken with other weights, or another text by another
+                version.
         """
-        due = []
-        for number in range(streams):
+        protocol, due = self.protocol, []
+        scripts = [
+            write_script(protocol.minutes, number, protocol.identities, protocol.seed)
+            for number in range(streams)
+        ]
+        for number, script in enumerate(scripts):
             file = self._file(source.name, number)
             if not file.is_file():
                 due.append(number)
-            elif _read(file)[0]["weights"] != weights:
+                continue
+            found = _read(file)[0]
+            if found["weights"] != weights:
                 raise ValueError(
                     f"{source.name!r} must be one set of weights in {self.directory}, got two; "
                     "give the new ones a name of their own"
                 )
+            if found["text"] != _text(script):
+                raise ValueError(
+                    f"stream {number} must be of this version's text, got another in {file}; "
+                    "name another directory"
+                )
         for number in progress(due, source.name):
-            protocol = self.protocol
-            script = write_script(protocol.minutes, number, protocol.identities, protocol.seed)
+            script = scripts[number]
             scores, shown = score_stream(source, script, instruments, protocol.chunk)
             file = self._file(source.name, number)
             save_sheet(shown, file.with_suffix(".png"))
             entry = {"protocol": self._spelled(), "source": source.name, "weights": weights, "stream": number}
+            entry["text"] = _text(script)
             # A file is there whole or not at all.
             part = file.with_suffix(".part")
             part.write_text(json.dumps(entry | {"scores": asdict(scores)}, indent=1) + "\n", encoding="utf-8")
@@ -151,6 +163,11 @@ def save_sheet(shown: npt.NDArray[np.uint8], target: Path) -> None:
     )
 
 
+def _text(script: Script) -> str:
+    """Return a digest of what is asked for."""
+    return blake2b(" ".join(script.words).encode(), digest_size=8).hexdigest()
+
+
 def _read(file: Path) -> tuple[dict[str, Any], StreamScores]:
     """Return what the file of a stream says, and its scores.
 
@@ -161,7 +178,7 @@ def _read(file: Path) -> tuple[dict[str, Any], StreamScores]:
         found = json.loads(file.read_text(encoding="utf-8"))
         scores = found["scores"]
         counts = {name: EdgeCount(**scores[name]) for name in ("unheard", "skipped", "repeated")}
-        missing = {"protocol", "source", "weights"} - found.keys()
+        missing = {"protocol", "source", "weights", "text"} - found.keys()
         if missing:
             raise KeyError(*missing)
         return found, StreamScores(**scores | counts)

@@ -61,6 +61,24 @@ def test_times_of_kernels_that_were_not_checked_prove_nothing():
         assert not h100.proven(whole | change)
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("", []), ("cuda", []), ("cuda:1", ["cuda:1"])])
+def test_the_gpu_that_is_asked_for_is_the_current_one(device, chosen, tmp_path, monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda where: current.append(str(where)))
+    measured = []
+
+    def measure(setting, *_, **__):
+        measured.append(setting)
+        raise InterruptedError
+
+    monkeypatch.setattr(h100, "measure", measure)
+    with pytest.raises(InterruptedError):
+        h100.main(tmp_path, device, "", "", True, False, 1.0)
+    assert current == chosen
+    assert measured[0].device == torch.device(device or "cuda")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8])
 def test_an_output_that_is_not_written_shows(dtype):
     with poisoned():

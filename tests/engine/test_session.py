@@ -433,6 +433,47 @@ def test_after_an_interruption_figures_stay_until_there_is_more_to_say():
     assert session.interrupt().played_sample == 96_000
 
 
+def test_a_text_that_is_refused_leaves_the_figures_as_they_are():
+    now = [0.0]
+    pacer = Pacer(float("inf"), clock=lambda: now[0], sleep=lambda seconds: None)
+    session = build().open(picture(), pacer=pacer)
+    take(session, 3)
+    report = session.interrupt()
+    with pytest.raises(TextError):
+        session.speak("")
+    assert session.interrupt() == report
+
+
+def test_an_interruption_while_a_speech_begins_does_not_outlast_it():
+    session = build().open(picture())
+
+    class Eager:
+        def __iter__(self):
+            session.interrupt()
+            return iter(["one two three "])
+
+    speech = session.speak(Eager(), max_seconds=60)
+    next(speech)
+    assert session.interrupt().sample == 32_000
+    assert list(speech) == []
+
+
+def test_the_thread_that_makes_the_chunk_is_not_made_to_wait_for_itself(monkeypatch):
+    engine = build()
+    session, lane = engine.open(picture()), engine._passes.rows[0].lane
+    denoise = lane.denoise
+
+    def signalled(step):
+        with pytest.raises(RuntimeError, match="let the handler start a thread or set a flag"):
+            session.interrupt()
+        denoise(step)
+
+    monkeypatch.setattr(lane, "denoise", signalled)
+    speech = session.speak(TEXT, max_seconds=60)
+    next(speech)
+    assert session.interrupt().sample == 32_000
+
+
 def test_a_chunk_that_was_not_handed_over_was_not_played(monkeypatch):
     now = [0.0]
     engine = build()

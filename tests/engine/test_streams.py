@@ -1,6 +1,7 @@
 """Stages overlap and wait for what they read: any order that the queues allow gives the same media."""
 
 import threading
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -107,8 +108,9 @@ def test_text_that_arrives_late_is_prefilled_anew():
             # Queued behind the first chunk, before there was more to say.
             assert [word.text for word in session._window.words] == ["one", "two", "three"]
             more.set()
+            patience = time.monotonic() + 60
             while len(speech._reader._ready) < 2:
-                pass
+                assert time.monotonic() < patience
             return media([*chunks, *speech])
 
     ours, expected = speak(overlapping(Simulated(5))), speak(build())

@@ -275,7 +275,7 @@ def test_a_file_that_is_no_stream_is_named_with_what_to_do(tmp_path: Path, text:
         LongRun(tmp_path, PROTOCOL)
 
 
-@pytest.mark.parametrize("part", ["protocol", "source", "weights"])
+@pytest.mark.parametrize("part", ["protocol", "source", "weights", "text"])
 def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, spoken: list, part: str) -> None:
     LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS)
     file = tmp_path / "student.000.json"
@@ -284,6 +284,16 @@ def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, spoken: list, part:
     file.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=rf"student\.000\.json must hold .* KeyError: '{part}'"):
         LongRun(tmp_path, PROTOCOL)
+
+
+def test_streams_of_another_version_s_text_are_not_mixed(
+    tmp_path: Path, spoken: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS)
+    monkeypatch.setattr("streamchar.eval.streams._TEXTS", 2_000_000)
+    with pytest.raises(ValueError, match="stream 0 must be of this version's text, got another"):
+        LongRun(tmp_path, PROTOCOL).run(Named("student"), 2, TOOLS)
+    assert len(spoken) == 1
 
 
 def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:

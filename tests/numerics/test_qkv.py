@@ -282,6 +282,22 @@ def test_a_store_that_reads_no_slot_on_the_host_is_the_one_that_does(rng: torch.
     qkv_module._store_by_index(caches[0], rows[:, :0], slots[:, :0])
 
 
+def test_a_store_that_reads_no_slot_on_the_host_hands_back_each_gradient_once(rng: torch.Generator) -> None:
+    slots = torch.tensor([[0, 2, -1, 3, -1], [-1, -1, -1, -1, -1]])
+    rows, old = torch.randn(2, 5, 1, 4, generator=rng), torch.randn(2, 6, 1, 4, generator=rng)
+    weight = torch.randn(2, 6, 1, 4, generator=rng)
+
+    def gradients(store: Any) -> tuple[torch.Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in (rows, old)]
+        cache = leaves[1] * 1
+        store(cache, leaves[0], slots)
+        return torch.autograd.grad((cache * weight).sum(), leaves)
+
+    by_index, by_slot = gradients(qkv_module._store_by_index), gradients(qkv_module._store_reference)
+    for ours, theirs in zip(by_index, by_slot, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_memory_with_heads_outermost(device: torch.device, rng: torch.Generator) -> None:
     case = make(rng, device, (4, 2, 64, FP32), scatter_slots(rng, 2, 11, 13), 13)
     case.buffers = [poison((2, 2, 13, 64), FP32, device) for _ in range(2)]
