@@ -15,7 +15,7 @@ import torch
 
 from bench.cases import Setting
 from streamchar import kernels as K
-from streamchar.kernels import attention_torch, experts, experts_fp8, modulation, qkv, sampler
+from streamchar.kernels import attention_torch, experts, experts_fp8, modulation, qkv_torch, sampler
 from streamchar.kernels._compat import FP8
 from streamchar.kernels.egress import egress_reference
 from streamchar.kernels.rope import rope_tables
@@ -185,7 +185,7 @@ def _prologue(setting: Setting, dtype: torch.dtype) -> Iterator[Check]:
     with poisoned():
         q = K.qkv_prologue(*given, *caches, num_heads=dit.heads, backend=setting.ours)
     exact = [x.double() if x.is_floating_point() else x for x in given]
-    expected = qkv.qkv_prologue_reference(*exact, *wide, num_heads=dit.heads)
+    expected = qkv_torch.qkv_prologue_reference(*exact, *wide, num_heads=dit.heads)
     yield _check("prologue q", dtype, q, expected, 1.0)
     yield _check("prologue k", dtype, caches[0], wide[0], 1.0)
     yield _check("prologue v", dtype, caches[1], wide[1], 0.0)
@@ -202,7 +202,7 @@ def _prologue_fp8(setting: Setting) -> Iterator[Check]:
         q8 = K.qkv_prologue_fp8(*given, k8, v8, scale, scale, scale, num_heads=dit.heads, backend="triton")
     wide = [torch.zeros((2, capacity, dit.heads, dit.head_dim), device=setting.device).double() for _ in "kv"]
     exact = [x.double() if x.is_floating_point() else x for x in given]
-    q = qkv.qkv_prologue_reference(*exact, *wide, num_heads=dit.heads)
+    q = qkv_torch.qkv_prologue_reference(*exact, *wide, num_heads=dit.heads)
     yield _check("prologue q", FP8, q8.double() / 64, q, 0.5)
     yield _check("prologue k", FP8, k8.double() / 64, wide[0], 0.5)
     yield _check("prologue v", FP8, v8.double().permute(0, 3, 1, 2) / 64, wide[1], 0.5)

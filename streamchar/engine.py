@@ -31,7 +31,7 @@ from .passes import Passes
 from .session import Session, Turn
 from .stats import EngineStats, compilations, device_allocations
 from .streams import streams_for
-from .text import Tokenizer, default_tokenizer
+from .tokenizers import Tokenizer, default_tokenizer
 
 #: By how much a reference may leave [-1, 1], as resampling in bf16 does.
 _ROUNDING = 0.01

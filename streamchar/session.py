@@ -16,7 +16,8 @@ import torch
 
 from .pacing import Pacer
 from .reader import TextReader
-from .text import TextWindow, check_text
+from .text import check_text
+from .window import TextWindow
 
 if TYPE_CHECKING:
     from .engine import StreamCharEngine

@@ -21,7 +21,9 @@ from .config import preset
 from .engine import StreamCharEngine
 from .media import Mp4Writer, load_reference, require_writable
 from .session import Chunk
-from .text import TextWindow, check_text, default_tokenizer
+from .text import check_text
+from .tokenizers import default_tokenizer
+from .window import TextWindow
 
 NOISE = "The weights are random: picture and sound are noise. Only the timing means something."
 

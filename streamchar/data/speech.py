@@ -1,6 +1,6 @@
 """Speech with the time of every phoneme, from the offline synthesiser ``hibari-tts``.
 
-The transcript is phonemised word by word, as :class:`streamchar.text.TextWindow` does at run time, so that
+The transcript is phonemised word by word, as :class:`streamchar.window.TextWindow` does at run time, so that
 the tokens of training and of speaking are the same. Sentences are synthesised one by one and joined.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..text import PhonemeTokenizer
+from ..tokenizers import PhonemeTokenizer
 
 SAMPLE_RATE = 24000
 #: One unit of the synthesiser's durations, in seconds.
@@ -31,7 +31,7 @@ class Utterance:
 
     Attributes:
         text: what is said.
-        tokens: ids of :class:`~streamchar.text.PhonemeTokenizer`, spaces between words included.
+        tokens: ids of :class:`~streamchar.tokenizers.PhonemeTokenizer`, spaces between words included.
         symbols: the same as phoneme characters, one a token.
         ends: [tokens] fp32, when each token ends, in seconds; the first starts at 0.
         word_ends: tokens up to and including each word, one entry a word.

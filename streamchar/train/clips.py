@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.character import FACE_BOX, MOUTH_BOX, Identity, Phone, animate, render
 from ..data.corpus import Recording
-from ..text import PhonemeTokenizer
+from ..tokenizers import PhonemeTokenizer
 
 FRAME_RATE = 24
 #: Weight of pixels in a loss: a viewer looks at the face, and most of all at the mouth.

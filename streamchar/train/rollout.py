@@ -17,7 +17,7 @@ from ..config import Preset
 from ..data.corpus import Corpus
 from ..data.sentences import paragraphs
 from ..pointer import pointer_loss
-from ..text import default_tokenizer
+from ..tokenizers import default_tokenizer
 from .aligner import FrameClassifier, align
 from .joint import JointModel, VideoLatents, joint_batch
 from .loop import LoopConfig

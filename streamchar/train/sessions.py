@@ -21,7 +21,8 @@ from ..config import Preset
 from ..lane import ChunkBuffers, Lane
 from ..memory import KVMemory
 from ..pointer import PlannedPointer
-from ..text import TextWindow, Tokenizer
+from ..tokenizers import Tokenizer
+from ..window import TextWindow
 from .batches import SpeechBatch
 from .joint import JointBatch, JointModel
 

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("hibari")
 
 from streamchar.data.speech import DURATION_DELAY, LEAD, SAMPLE_RATE, Speaker
-from streamchar.text import PhonemeTokenizer
+from streamchar.tokenizers import PhonemeTokenizer
 
 TEXT = "Hello there, my friend. It is 7 o'clock!"
 

@@ -76,3 +76,8 @@ def fixed_tensors(engine):
         state = decoders.state
         found += [*vars(decoders.media).values(), *state.vae.past, *vars(state.vocoder).values()]
     return found
+
+
+def window_of(session):
+    """Return what the session's window held when its last chunk was made."""
+    return " ".join(word.text for word in session._window.words)

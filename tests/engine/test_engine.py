@@ -12,7 +12,8 @@ from streamchar.footprint import WeightsMemoryError
 from streamchar.numerics import assert_close
 from streamchar.pacing import Pacer
 from streamchar.session import SessionBusyError, SessionClosedError, Turn
-from streamchar.text import ByteTokenizer, TextError
+from streamchar.text import TextError
+from streamchar.tokenizers import ByteTokenizer
 from tests.engine.simulated import Simulated
 from tests.engine.small import SMALL, TEXT, build, media, picture, take
 

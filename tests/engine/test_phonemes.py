@@ -5,14 +5,14 @@ import sys
 import pytest
 import torch
 
-from streamchar.text import (
+from streamchar.text import TextError
+from streamchar.tokenizers import (
     ByteTokenizer,
     PhonemeTokenizer,
-    TextError,
-    TextWindow,
     VoiceUnavailableError,
     default_tokenizer,
 )
+from streamchar.window import TextWindow
 
 
 @pytest.fixture(scope="module")

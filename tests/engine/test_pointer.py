@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from streamchar.durations import pointer_prior, token_times
 from streamchar.numerics import assert_close
 from streamchar.pointer import PlannedPointer, ProgressPointer, pointer_loss
-from streamchar.text import Word
+from streamchar.window import Word
 
 DIM, CAPACITY = 16, 7
 

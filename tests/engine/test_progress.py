@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.text import ByteTokenizer, TextWindow
+from streamchar.tokenizers import ByteTokenizer
+from streamchar.window import TextWindow
 
 BYTES = ByteTokenizer()
 

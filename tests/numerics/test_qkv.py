@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.kernels import BackendUnavailableError, KernelArgumentError
+from streamchar.kernels import BackendUnavailableError, KernelArgumentError, qkv_torch
 from streamchar.kernels import qkv as qkv_module
-from streamchar.kernels.qkv import qkv_prologue, qkv_prologue_fp8, qkv_prologue_reference
+from streamchar.kernels.qkv import qkv_prologue, qkv_prologue_fp8
+from streamchar.kernels.qkv_torch import qkv_prologue_reference
 from streamchar.kernels.rope import rope_tables
 from streamchar.numerics import EPSILON, assert_close
 
@@ -274,12 +275,12 @@ def test_a_store_that_reads_no_slot_on_the_host_is_the_one_that_does(rng: torch.
     slots[1] = -1
     rows = torch.randn(3, 21, 2, 8, generator=rng)
     caches = [torch.full((3, 40, 2, 8), NAN) for _ in range(2)]
-    qkv_module._store_by_index(caches[0], rows, slots)
-    qkv_module._store_reference(caches[1], rows, slots)
+    qkv_torch.store_by_index(caches[0], rows, slots)
+    qkv_torch.store_rows(caches[1], rows, slots)
     assert torch.equal(caches[0].nan_to_num(7), caches[1].nan_to_num(7))
     assert caches[0][1].isnan().all()
     assert not caches[0][0].isnan().all()
-    qkv_module._store_by_index(caches[0], rows[:, :0], slots[:, :0])
+    qkv_torch.store_by_index(caches[0], rows[:, :0], slots[:, :0])
 
 
 def test_a_store_that_reads_no_slot_on_the_host_hands_back_each_gradient_once(rng: torch.Generator) -> None:
@@ -293,7 +294,7 @@ def test_a_store_that_reads_no_slot_on_the_host_hands_back_each_gradient_once(rn
         store(cache, leaves[0], slots)
         return torch.autograd.grad((cache * weight).sum(), leaves)
 
-    by_index, by_slot = gradients(qkv_module._store_by_index), gradients(qkv_module._store_reference)
+    by_index, by_slot = gradients(qkv_torch.store_by_index), gradients(qkv_torch.store_rows)
     for ours, theirs in zip(by_index, by_slot, strict=True):
         assert torch.equal(ours, theirs)
 

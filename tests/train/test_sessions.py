@@ -7,7 +7,7 @@ import torch
 
 from streamchar.memory import KVMemory
 from streamchar.numerics import relative_error
-from streamchar.text import ByteTokenizer
+from streamchar.tokenizers import ByteTokenizer
 from streamchar.train.flow import to_clean
 from streamchar.train.joint import JointModel, velocities
 from streamchar.train.sessions import SessionBatch
