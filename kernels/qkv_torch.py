@@ -54,7 +54,10 @@ def qkv_prologue_reference(
 
 
 def store_rows(cache: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor) -> None:
-    """Write a token's row [batch, tokens, ...] to its slot of ``cache``, unless that lies outside it."""
+    """Write rows [batch, tokens, ...] to their slots [batch, tokens] int32 of cache [batch, capacity, ...].
+
+    A token whose slot lies outside the cache is not stored. Any dtype, the same in both.
+    """
     capacity = cache.shape[1]
     if slots.device.type == "cpu" and not torch.compiler.is_compiling():
         # Slots in host memory can be read, which saves touching the rest of the memory.

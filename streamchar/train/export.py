@@ -18,9 +18,9 @@ from .loop import TrainingError, finished
 from .stages import JOINT, Workshop
 
 TEACHER_STEPS = 50
-#: Slower than the synthesiser says it. Of four minutes of seeds 1 and 2, scored nowhere else, the recogniser
-#: got 22.6 and 17.9 % of the words wrong at 1.15, 19.8 and 13.9 % at 1.2, 21.3 and 18.4 % at 1.25 (of the
-#: synthesiser's own 19.1 and 12.0); of seed 1 22.8 % at 1 and at 1.1. To try another, change config.json:
+#: Slower than the synthesiser says it. Of four minutes of seeds 1 and 2, which have texts of their own, the
+#: recogniser got 22.6 and 17.9 % of the words wrong at 1.15, 19.8 and 13.9 % at 1.2, 21.3 and 18.4 % at 1.25
+#: (of the synthesiser's own 19.1 and 12.0); of seed 1 22.8 % at 1 and at 1.1. To try another, in config.json:
 #: streamchar eval long --minutes 4 --identities 16 --seed 1 --checkpoint DIR --name PACE -o eval-pace.
 DURATION_SCALE = 1.2
 #: Of one file of weights, so that any channel carries it.
