@@ -183,15 +183,13 @@ def _long(
     from ..config import preset
     from ..data.speech import Speaker
     from ..engine import StreamCharEngine
-    from .align import Aligner
+    from .hearing import Hearing
     from .long import Instruments
     from .long_report import rich_table
     from .long_run import LongRun, Protocol, digest
     from .long_targets import alone_of, targets
-    from .skips import SkipFinder
     from .sources import GroundTruth
     from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
-    from .wer import Sphinx
 
     if each_sentence and interrupt_every is not None:
         raise ValueError(
@@ -217,16 +215,15 @@ def _long(
             SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
         )
     speaker = Speaker()
-    aligner = Aligner(speaker.tokenizer.g2p)
-    hearing = Sphinx(), aligner, SkipFinder(aligner)
-    instruments = Instruments(*hearing, voice_statistics(speaker), size, identities)
 
     def progress(numbers: Iterable[int], source: str) -> Iterable[int]:
         return track(numbers, description=source, total=len(list(numbers)), console=console, transient=True)
 
-    run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
-    if spoken is not None and checkpoint is not None:
-        run.run(spoken, streams, instruments, digest(checkpoint), progress)
+    with Hearing() as ear:
+        instruments = Instruments(ear, voice_statistics(speaker), size, identities)
+        run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
+        if spoken is not None and checkpoint is not None:
+            run.run(spoken, streams, instruments, digest(checkpoint), progress)
     sources = run.report()
     console.print(rich_table(sources))
     for other in sources[1:]:

@@ -42,24 +42,16 @@ MEMORY_EVERY = 10 * FRAME_RATE
 Frames = npt.NDArray[np.uint8]
 
 
-class Listener(Protocol):
-    """Say which words are heard, and when."""
+class Ear(Protocol):
+    """Hear what is said, and compare it with known words."""
 
     def words(self, audio: Audio) -> list[HeardWord]:
-        """Return the words of ``audio``, [samples] fp32 at 24 kHz."""
+        """Return the words of ``audio``, [samples] fp32 at 24 kHz, and when they are heard."""
         ...
-
-
-class WordAligner(Protocol):
-    """Find known words in a recording."""
 
     def align_words(self, audio: Audio, words: Sequence[str]) -> list[TimedWord] | None:
         """Return words and silences in order, None where they cannot be found."""
         ...
-
-
-class Searcher(Protocol):
-    """Say which words are not in a recording."""
 
     def missing(self, audio: Audio, words: Sequence[str], doubtful: Collection[int]) -> set[int] | None:
         """Return which doubtful words, by their numbers, are missing; None where that cannot be told."""
@@ -71,17 +63,13 @@ class Instruments:
     """What streams are measured with.
 
     Attributes:
-        listener: hears words.
-        aligner: finds asked words in what was said.
-        searcher: tells words that are missing from those that the listener does not write down.
+        ear: hears words, finds asked ones, and tells which are missing of those it does not write down.
         voice: statistics of the voice that is to be heard.
         size: height and width of all pictures.
         identities: characters of the gallery, at least 2.
     """
 
-    listener: Listener
-    aligner: WordAligner
-    searcher: Searcher
+    ear: Ear
     voice: Values
     size: tuple[int, int]
     identities: int
@@ -97,7 +85,7 @@ class StreamScores:
         unheard: words asked for and not heard, at the edges of chunks and away from them.
         skipped: those of them that the recording is better explained without, or where that cannot be told.
         repeated: words heard again that were asked for once, likewise.
-        planted: words that nobody said, put to the searcher among those that were, one in a segment.
+        planted: words that nobody said, put to the ear among those that were, one in a segment.
         found: those of them that it found missing.
         words: asked for in what was said.
         confirmed: of these, heard right, and found by the aligner: those that the place is measured at.
@@ -257,7 +245,7 @@ class Scorer:
         start = segment.start / FRAME_RATE
         heard = [
             HeardWord(text, word.start + start, word.end + start)
-            for word in self._tools.listener.words(segment.audio)
+            for word in self._tools.ear.words(segment.audio)
             if (text := normalise(word.text))
         ]
         self._waiting.append(segment)
@@ -280,7 +268,7 @@ class Scorer:
             self._sync_minute = minute
         if settled.first is None or settled.last is None:
             return
-        words = self._tools.aligner.align_words(segment.audio, self._asked[settled.first : settled.last + 1])
+        words = self._tools.ear.align_words(segment.audio, self._asked[settled.first : settled.last + 1])
         if words is None:
             return
         right = {event.asked for event in settled.events if event.right}
@@ -309,7 +297,7 @@ class Scorer:
         unheard = {before + place: event for place, event in enumerate(asked) if event.heard is None}
         # In the text with the planted word, those behind it have moved up.
         places = {place + (place >= planted): event for place, event in unheard.items()}
-        missing = self._tools.searcher.missing(audio, text, {planted, *places})
+        missing = self._tools.ear.missing(audio, text, {planted, *places})
         if missing is None:
             self._count.skip(places.values())
             return

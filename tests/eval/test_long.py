@@ -80,8 +80,7 @@ def drawn(identity: int = 0) -> np.ndarray:
 
 
 def instruments(ear: Ear | None = None) -> Instruments:
-    ear = ear or Ear()
-    return Instruments(ear, ear, ear, np.ones(38), (SIZE, SIZE), identities=2)
+    return Instruments(ear or Ear(), np.ones(38), (SIZE, SIZE), identities=2)
 
 
 def score(

@@ -228,7 +228,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return asked
 
 
-TOOLS = Instruments(None, None, None, np.ones(38), (32, 32), 2)
+TOOLS = Instruments(None, np.ones(38), (32, 32), 2)
 
 
 def test_a_run_that_was_broken_off_goes_on_with_the_next_stream(tmp_path: Path, spoken: list) -> None:
