@@ -13,6 +13,9 @@ from rich.progress import track
 if TYPE_CHECKING:
     from ..engine import StreamCharEngine
 
+# Sentences of which frames are shown.
+_SHOWN = 4
+
 app = typer.Typer(no_args_is_help=True, help="Score what the engine makes. Needs the extra eval.")
 
 
@@ -31,7 +34,7 @@ def short(
     identities: Annotated[int, typer.Option(min=2, help="Characters to tell apart.")] = 32,
     side: Annotated[int, typer.Option(min=32, help="Pixels of a picture's side without a checkpoint.")] = 96,
     seed: Annotated[int, typer.Option(help="Of sentences, motion and noise.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file; a table goes beside it.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON; a table and frames go beside it.")] = Path(
         "eval-short.json"
     ),
 ) -> None:
@@ -64,6 +67,7 @@ def _short(
     from ..engine import StreamCharEngine
     from .align import Aligner
     from .report import as_dict, beside_teacher, markdown, rich_table, targets
+    from .sheet import save_sheet, spoken_frames
     from .short import evaluate_short
     from .sources import Generated, GroundTruth, Item, RoundTrip, Source, choose_items
     from .wer import Recogniser, Sphinx, Whisper
@@ -88,9 +92,8 @@ def _short(
         return track(items, description=name, total=sentences, console=console, transient=True)
 
     aligner = Aligner(speaker.tokenizer.g2p)
-    scores = evaluate_short(
-        sources, choose_items(sentences, identities, seed), recognisers, aligner, size, identities, progress
-    )
+    items = choose_items(sentences, identities, seed)
+    scores = evaluate_short(sources, items, recognisers, aligner, size, identities, progress)
     result: dict[str, Any] = {
         "sentences": sentences,
         "identities": identities,
@@ -103,6 +106,7 @@ def _short(
         result["targets"][scores[-1].source] |= beside_teacher(scores[-1], scores[-2])
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(markdown(scores), encoding="utf-8")
+    save_sheet(spoken_frames(sources[-1], items[:_SHOWN]), out.with_suffix(".png"))
     console.print(rich_table(scores))
     for source, met in result["targets"].items():
         for target, reached in met.items():

@@ -9,13 +9,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from .long import Instruments, StreamScores, score_stream
 from .long_course import SourceCourse, merge
 from .long_report import as_dict, draw, markdown
+from .sheet import save_sheet
 from .streams import LongSource, Script, TrueStream, write_script
 from .transcript import EdgeCount
 
@@ -148,19 +145,6 @@ def digest(checkpoint: Path) -> str:
         if file.suffix in (".json", ".safetensors"):
             found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()
-
-
-def save_sheet(shown: npt.NDArray[np.uint8], target: Path) -> None:
-    """Write frames as one picture, a row for each minute shown.
-
-    Args:
-        shown: [rows, columns, height, width, 3] uint8 RGB.
-        target: a PNG file.
-    """
-    rows, columns, height, width, _ = shown.shape
-    Image.fromarray(shown.swapaxes(1, 2).reshape(rows * height, columns * width, 3)).save(
-        target, optimize=True
-    )
 
 
 def _text(script: Script) -> str:

@@ -16,7 +16,7 @@ from streamchar.eval import long_run
 from streamchar.eval.long import Instruments, StreamScores
 from streamchar.eval.long_course import MEASURES, Drift, course, merge
 from streamchar.eval.long_report import as_dict, markdown, rich_table
-from streamchar.eval.long_run import LongRun, Protocol, digest, save_sheet
+from streamchar.eval.long_run import LongRun, Protocol, digest
 from streamchar.eval.long_targets import alone_of, beside_truth, drift_beside, targets
 from streamchar.eval.streams import Part, Script
 from streamchar.eval.transcript import EdgeCount
@@ -304,13 +304,6 @@ def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     assert digest(tmp_path) == before
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert digest(tmp_path) != before
-
-
-def test_a_sheet_has_a_row_for_each_minute(tmp_path: Path) -> None:
-    shown = np.arange(2 * 3, dtype=np.uint8).repeat(SIZE * SIZE * 3).reshape(2, 3, SIZE, SIZE, 3)
-    save_sheet(shown, tmp_path / "sheet.png")
-    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert pixels[SIZE // 2 :: SIZE, SIZE // 2 :: SIZE, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
