@@ -187,13 +187,12 @@ def _long(
     from ..config import preset
     from ..data.speech import Speaker
     from ..engine import StreamCharEngine
-    from .hearing import Hearing
-    from .long import Instruments
+    from .judge import Judge
     from .long_report import rich_table
     from .long_run import LongRun, Protocol, digest
     from .long_targets import alone_of, targets
     from .sources import GroundTruth
-    from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated, voice_statistics
+    from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated
 
     if each_sentence and interrupt_every is not None:
         raise ValueError(
@@ -218,16 +217,14 @@ def _long(
         spoken = (
             SentenceStream(label, engine) if each_sentence else SpokenStream(label, engine, interrupt_every)
         )
-    speaker = Speaker()
 
     def progress(numbers: Iterable[int], source: str) -> Iterable[int]:
         return track(numbers, description=source, total=len(list(numbers)), console=console, transient=True)
 
-    with Hearing() as ear:
-        instruments = Instruments(ear, voice_statistics(speaker), size, identities)
-        run.run(TrueStream(GroundTruth(*size, speaker)), streams, instruments, progress=progress)
+    with Judge(size, identities) as judge:
+        run.run(TrueStream(GroundTruth(*size, Speaker())), streams, judge, progress=progress)
         if spoken is not None and checkpoint is not None:
-            run.run(spoken, streams, instruments, digest(checkpoint), progress)
+            run.run(spoken, streams, judge, digest(checkpoint), progress)
     sources = run.report()
     console.print(rich_table(sources))
     for other in sources[1:]:

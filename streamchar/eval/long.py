@@ -8,8 +8,8 @@ measures hold for any source.
 import ctypes
 import os
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from .identity import Gallery
 from .minutes import MinuteMeans, Values
 from .normalise import normalise
 from .sources import FIRST_IDENTITY, SAMPLES_PER_FRAME, reference_frame
-from .streams import LongSource, Part, Script
+from .streams import Part, Script
 from .sync import LipReader, beside_words, sync_score
 from .transcript import EdgeCount, Event, Reader, Settled, WordCount, at_edges
 from .voice import VoiceStatistics, raised, similarity
@@ -42,16 +42,24 @@ MEMORY_EVERY = 10 * FRAME_RATE
 Frames = npt.NDArray[np.uint8]
 
 
-class Ear(Protocol):
-    """Hear what is said, and compare it with known words."""
+class Listener(Protocol):
+    """Say which words are heard, and when."""
 
     def words(self, audio: Audio) -> list[HeardWord]:
-        """Return the words of ``audio``, [samples] fp32 at 24 kHz, and when they are heard."""
+        """Return the words of ``audio``, [samples] fp32 at 24 kHz."""
         ...
+
+
+class WordAligner(Protocol):
+    """Find known words in a recording."""
 
     def align_words(self, audio: Audio, words: Sequence[str]) -> list[TimedWord] | None:
         """Return words and silences in order, None where they cannot be found."""
         ...
+
+
+class Searcher(Protocol):
+    """Say which words are not in a recording."""
 
     def missing(self, audio: Audio, words: Sequence[str], doubtful: Collection[int]) -> set[int] | None:
         """Return which doubtful words, by their numbers, are missing; None where that cannot be told."""
@@ -63,13 +71,17 @@ class Instruments:
     """What streams are measured with.
 
     Attributes:
-        ear: hears words, finds asked ones, and tells which are missing of those it does not write down.
+        listener: hears words.
+        aligner: finds asked words in what was said.
+        searcher: tells words that are missing from those that the listener does not write down.
         voice: statistics of the voice that is to be heard.
         size: height and width of all pictures.
         identities: characters of the gallery, at least 2.
     """
 
-    ear: Ear
+    listener: Listener
+    aligner: WordAligner
+    searcher: Searcher
     voice: Values
     size: tuple[int, int]
     identities: int
@@ -85,13 +97,13 @@ class StreamScores:
         unheard: words asked for and not heard, at the edges of chunks and away from them.
         skipped: those of them that the recording is better explained without, or where that cannot be told.
         repeated: words heard again that were asked for once, likewise.
-        planted: words that nobody said, put to the ear among those that were, one in a segment.
+        planted: words that nobody said, put to the searcher among those that were, one in a segment.
         found: those of them that it found missing.
         words: asked for in what was said.
         confirmed: of these, heard right, and found by the aligner: those that the place is measured at.
         seconds: that the stream lasted.
-        memory_slope: megabytes a minute that the process grew by after the first minute; None where that is
-            not known.
+        memory_slope: megabytes a minute that the process that spoke grew by after the first minute; None
+            where that is not known.
     """
 
     minutes: dict[str, list[float | None]]
@@ -106,31 +118,20 @@ class StreamScores:
     memory_slope: float | None
 
 
-def score_stream(
-    source: LongSource, script: Script, instruments: Instruments, chunk: float
-) -> tuple[StreamScores, Frames]:
-    """Let a source speak a script, and score it.
-
-    Args:
-        source: who speaks.
-        script: what.
-        instruments: to measure with.
-        chunk: seconds between the places where chunks meet, or would.
-
-    Returns:
-        The scores, and frames of the minutes :data:`SHOWN`, [rows, columns, height, width, 3].
-    """
-    scorer = Scorer(script, instruments, chunk)
-    for part in source.parts(script):
-        scorer.add(part)
-    return scorer.finish()
+def remembered(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield parts that were computed with the memory of this process, every :data:`MEMORY_EVERY` frames."""
+    frames = due = 0
+    for part in parts:
+        if part.seconds is not None and frames >= due:
+            part, due = replace(part, memory=resident_megabytes()), frames + MEMORY_EVERY
+        frames += len(part.video)
+        yield part
 
 
 class Scorer:
     """Score a stream part by part.
 
-    What is held of it is made here, as large as it will be, or a few bytes a minute: the process would else
-    grow with the stream, and its memory is one of the measures.
+    What is held of it is made here, as large as it will be, or a few bytes a minute.
 
     Args:
         script: what is asked for.
@@ -199,11 +200,14 @@ class Scorer:
         if part.seconds is not None:
             self._means.add("computed", [start / MINUTE], [part.seconds])
             self._means.add("media", [start / MINUTE], [len(part.video) / FRAME_RATE])
-            if not self._memory or start >= self._memory[-1][0] * MINUTE + MEMORY_EVERY:
-                self._memory.append((start / MINUTE, resident_megabytes()))
+        if part.memory is not None:
+            self._memory.append((start / MINUTE, part.memory))
 
     def finish(self) -> tuple[StreamScores, Frames]:
-        """Return the scores of what was taken in, as :func:`score_stream` does.
+        """Return the scores of what was taken in, and frames of the minutes :data:`SHOWN`.
+
+        Returns:
+            The scores; frames, [rows, columns, height, width, 3].
 
         Raises:
             ValueError: nothing was.
@@ -245,7 +249,7 @@ class Scorer:
         start = segment.start / FRAME_RATE
         heard = [
             HeardWord(text, word.start + start, word.end + start)
-            for word in self._tools.ear.words(segment.audio)
+            for word in self._tools.listener.words(segment.audio)
             if (text := normalise(word.text))
         ]
         self._waiting.append(segment)
@@ -268,7 +272,7 @@ class Scorer:
             self._sync_minute = minute
         if settled.first is None or settled.last is None:
             return
-        words = self._tools.ear.align_words(segment.audio, self._asked[settled.first : settled.last + 1])
+        words = self._tools.aligner.align_words(segment.audio, self._asked[settled.first : settled.last + 1])
         if words is None:
             return
         right = {event.asked for event in settled.events if event.right}
@@ -297,7 +301,7 @@ class Scorer:
         unheard = {before + place: event for place, event in enumerate(asked) if event.heard is None}
         # In the text with the planted word, those behind it have moved up.
         places = {place + (place >= planted): event for place, event in unheard.items()}
-        missing = self._tools.ear.missing(audio, text, {planted, *places})
+        missing = self._tools.searcher.missing(audio, text, {planted, *places})
         if missing is None:
             self._count.skip(places.values())
             return
@@ -323,8 +327,10 @@ class Scorer:
         found["lips late by"], found["lip correlation"] = self._sync
         for name, voices in (("voice", self._voices), ("another voice", self._others)):
             found[name] = np.asarray([self._voice(statistics) for statistics in voices])
+        rtf = means("computed") / means("media")
+        if np.isfinite(rtf).any():
+            found["rtf"] = rtf
         if self._memory:
-            found["rtf"] = means("computed") / means("media")
             memory = MinuteMeans(len(self._voices))
             memory.add("memory", *np.asarray(self._memory).T)
             found["memory"] = memory.means("memory")

@@ -9,7 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from .long import Instruments, StreamScores, score_stream
+from .judge import Judge
+from .long import StreamScores
 from .long_course import SourceCourse, merge
 from .long_report import as_dict, draw, markdown
 from .sheet import save_sheet
@@ -59,7 +60,7 @@ class LongRun:
         self,
         source: LongSource,
         streams: int,
-        instruments: Instruments,
+        judge: Judge,
         weights: str = "",
         progress: Callable[[Iterable[int], str], Iterable[int]] = lambda numbers, _: numbers,
     ) -> None:
@@ -68,7 +69,7 @@ class LongRun:
         Args:
             source: who speaks.
             streams: that are wanted.
-            instruments: to measure with.
+            judge: scores them.
             weights: digest of the source's weights, from :func:`digest`.
             progress: wraps the numbers of the streams to come, told the source's name.
 
@@ -99,7 +100,7 @@ class LongRun:
                 )
         for number in progress(due, source.name):
             script = scripts[number]
-            scores, shown = score_stream(source, script, instruments, protocol.chunk)
+            scores, shown = judge.score(source, script, protocol.chunk)
             file = self._file(source.name, number)
             save_sheet(shown, file.with_suffix(".png"))
             entry = {"protocol": self._spelled(), "source": source.name, "weights": weights, "stream": number}

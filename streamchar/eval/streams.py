@@ -106,6 +106,7 @@ class Part:
         seconds: of computing, where it says something about speed.
         dropped: numbers of words that were asked for until here and are no more; those after them move up.
         cut: whether the picture is another take than that before, and does not move on from it.
+        memory: of the process that made it, in megabytes, where it was looked at.
     """
 
     audio: Audio
@@ -114,6 +115,7 @@ class Part:
     seconds: float | None = None
     dropped: range = range(0)
     cut: bool = False
+    memory: float | None = None
 
 
 class LongSource(Protocol):

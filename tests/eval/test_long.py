@@ -12,7 +12,15 @@ import pytest
 from streamchar.data.character import Identity, Phone, animate, render
 from streamchar.eval.align import TimedWord
 from streamchar.eval.face import face
-from streamchar.eval.long import Instruments, Scorer, StreamScores, resident_megabytes, slope
+from streamchar.eval.long import (
+    MEMORY_EVERY,
+    Instruments,
+    Scorer,
+    StreamScores,
+    remembered,
+    resident_megabytes,
+    slope,
+)
 from streamchar.eval.sources import FIRST_IDENTITY
 from streamchar.eval.streams import Part, Script
 from streamchar.eval.transcript import EdgeCount
@@ -80,7 +88,8 @@ def drawn(identity: int = 0) -> np.ndarray:
 
 
 def instruments(ear: Ear | None = None) -> Instruments:
-    return Instruments(ear or Ear(), np.ones(38), (SIZE, SIZE), identities=2)
+    ear = ear or Ear()
+    return Instruments(ear, ear, ear, np.ones(38), (SIZE, SIZE), identities=2)
 
 
 def score(
@@ -240,11 +249,34 @@ def test_lips_that_are_late_are_found_late() -> None:
 
 def test_speed_is_known_where_computing_was_timed(clean: StreamScores) -> None:
     assert clean.minutes["rtf"] == pytest.approx([0.5 / (CHUNK / 24)] * 2)
-    assert clean.minutes["memory"][0] == pytest.approx(resident_megabytes(), rel=0.5)
-    assert clean.memory_slope is not None
-    unknown = score(seconds=None)
-    assert unknown.memory_slope is None
-    assert "rtf" not in unknown.minutes
+    assert "rtf" not in score(seconds=None).minutes
+
+
+def test_memory_goes_with_the_parts_that_were_computed_every_ten_seconds() -> None:
+    audio, video = np.zeros(CHUNK * 1000, np.float32), drawn()[:CHUNK]
+    for seconds in (0.5, None):
+        parts = [Part(audio, video, [], seconds)] * 12
+        found = [part.memory for part in remembered(parts)]
+        looked = [index for index, memory in enumerate(found) if memory is not None]
+        every = -(-MEMORY_EVERY // CHUNK)
+        assert looked == ([] if seconds is None else list(range(0, 12, every)))
+    assert resident_megabytes() == pytest.approx(
+        next(remembered([Part(audio, video, [], 0.5)])).memory, rel=0.5
+    )
+
+
+def test_memory_that_grows_after_the_first_minute_has_its_slope(clean: StreamScores) -> None:
+    scorer = Scorer(SCRIPT, instruments(), CHUNK / 24)
+    for start in range(0, FRAMES, CHUNK):
+        minutes = start / (24 * 60)
+        # What the first minute takes is not growth.
+        memory = 100 + 3 * minutes if minutes >= 1 else 50.0
+        part = drawn()[start : start + CHUNK]
+        scorer.add(Part(np.zeros(CHUNK * 1000, np.float32), part, [], 0.5, memory=memory))
+    grown = scorer.finish()[0]
+    assert grown.memory_slope == pytest.approx(3)
+    assert grown.minutes["memory"] == pytest.approx([50, 104.5], abs=0.1)
+    assert clean.memory_slope is None
 
 
 def test_memory_that_was_freed_between_what_stays_does_not_count() -> None:

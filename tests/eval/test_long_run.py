@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from streamchar.cli import app
 from streamchar.engine import StreamCharEngine
-from streamchar.eval import long_run
-from streamchar.eval.long import Instruments, StreamScores
+from streamchar.eval.long import StreamScores
 from streamchar.eval.long_course import MEASURES, Drift, course, merge
 from streamchar.eval.long_report import as_dict, markdown, rich_table
 from streamchar.eval.long_run import LongRun, Protocol, digest
@@ -211,42 +210,40 @@ class Named:
         raise AssertionError
 
 
-@pytest.fixture
-def spoken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+class Steady:
     """Score every stream as steady; list source and seed of those that were asked for."""
-    asked: list[tuple[str, int]] = []
 
-    def score(
-        source: Named, script: Script, tools: Instruments, chunk: float
-    ) -> tuple[StreamScores, np.ndarray]:
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def score(self, source: Named, script: Script, chunk: float) -> tuple[StreamScores, np.ndarray]:
         if script.seed == 2 and source.name == "broken":
             raise KeyboardInterrupt
-        asked.append((source.name, script.seed))
+        self.asked.append((source.name, script.seed))
         return scores(), np.zeros((2, 3, SIZE, SIZE, 3), np.uint8)
 
-    monkeypatch.setattr(long_run, "score_stream", score)
-    return asked
+
+@pytest.fixture
+def judge() -> Steady:
+    return Steady()
 
 
-TOOLS = Instruments(None, np.ones(38), (32, 32), 2)
-
-
-def test_a_run_that_was_broken_off_goes_on_with_the_next_stream(tmp_path: Path, spoken: list) -> None:
+def test_a_run_that_was_broken_off_goes_on_with_the_next_stream(tmp_path: Path, judge: Steady) -> None:
     with pytest.raises(KeyboardInterrupt):
-        LongRun(tmp_path, PROTOCOL).run(Named("broken"), 4, TOOLS)
-    assert spoken == [("broken", 0), ("broken", 1)]
+        LongRun(tmp_path, PROTOCOL).run(Named("broken"), 4, judge)
+    assert judge.asked == [("broken", 0), ("broken", 1)]
     source = Named("broken")
     source.name = "Broken"  # the same file, and not the stream that breaks
-    LongRun(tmp_path, PROTOCOL).run(source, 4, TOOLS)
-    assert spoken[2:] == [("Broken", 2), ("Broken", 3)]
-    LongRun(tmp_path, PROTOCOL).run(source, 4, TOOLS)
-    assert len(spoken) == 4
+    LongRun(tmp_path, PROTOCOL).run(source, 4, judge)
+    assert judge.asked[2:] == [("Broken", 2), ("Broken", 3)]
+    LongRun(tmp_path, PROTOCOL).run(source, 4, judge)
+    assert len(judge.asked) == 4
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_all_sources_of_a_directory_are_reported_together(tmp_path: Path, spoken: list) -> None:
+def test_all_sources_of_a_directory_are_reported_together(tmp_path: Path, judge: Steady) -> None:
     for name in ("student, sink 0", "ground truth", "student"):
-        LongRun(tmp_path, PROTOCOL).run(Named(name), 2, TOOLS)
+        LongRun(tmp_path, PROTOCOL).run(Named(name), 2, judge)
     courses = LongRun(tmp_path, PROTOCOL).report()
     assert [each.source for each in courses] == ["ground truth", "student", "student, sink 0"]
     assert {each.streams for each in courses} == {2}
@@ -257,12 +254,12 @@ def test_all_sources_of_a_directory_are_reported_together(tmp_path: Path, spoken
     assert Image.open(tmp_path / "student-sink-0.001.png").size == (3 * SIZE, 2 * SIZE)
 
 
-def test_streams_of_another_protocol_or_other_weights_are_not_mixed(tmp_path: Path, spoken: list) -> None:
-    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS, weights="a")
+def test_streams_of_another_protocol_or_other_weights_are_not_mixed(tmp_path: Path, judge: Steady) -> None:
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, judge, weights="a")
     with pytest.raises(ValueError, match="name another directory"):
         LongRun(tmp_path, replace(PROTOCOL, minutes=10))
     with pytest.raises(ValueError, match="a name of their own"):
-        LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS, weights="b")
+        LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, judge, weights="b")
 
 
 @pytest.mark.parametrize(
@@ -276,8 +273,8 @@ def test_a_file_that_is_no_stream_is_named_with_what_to_do(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize("part", ["protocol", "source", "weights", "text"])
-def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, spoken: list, part: str) -> None:
-    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS)
+def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, judge: Steady, part: str) -> None:
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, judge)
     file = tmp_path / "student.000.json"
     found = json.loads(file.read_text())
     del found[part]
@@ -287,13 +284,13 @@ def test_a_stream_that_lacks_a_part_is_named(tmp_path: Path, spoken: list, part:
 
 
 def test_streams_of_another_version_s_text_are_not_mixed(
-    tmp_path: Path, spoken: list, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, judge: Steady, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, TOOLS)
+    LongRun(tmp_path, PROTOCOL).run(Named("student"), 1, judge)
     monkeypatch.setattr("streamchar.eval.streams._TEXTS", 2_000_000)
     with pytest.raises(ValueError, match="stream 0 must be of this version's text, got another"):
-        LongRun(tmp_path, PROTOCOL).run(Named("student"), 2, TOOLS)
-    assert len(spoken) == 1
+        LongRun(tmp_path, PROTOCOL).run(Named("student"), 2, judge)
+    assert len(judge.asked) == 1
 
 
 def test_weights_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
@@ -323,11 +320,11 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
 
 
 def test_what_an_engine_cannot_leave_out_is_refused_before_anything_is_spoken(
-    tmp_path: Path, spoken: list, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, judge: Steady, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StreamCharEngine, "from_pretrained", lambda _: build())
     command = ["eval", "long", "--checkpoint", str(tmp_path), "--sink", "99", "-o", str(tmp_path / "out")]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1
     assert "sink_latents must be" in refused.output.replace("\n", " ")
-    assert spoken == []
+    assert judge.asked == []

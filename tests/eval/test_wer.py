@@ -7,7 +7,6 @@ import pytest
 
 from streamchar.data.visemes import Phone
 from streamchar.eval.align import Aligner, spelled_in_phones, spoken_span
-from streamchar.eval.hearing import Hearing
 from streamchar.eval.normalise import normalise, number_words
 from streamchar.eval.skips import SkipFinder
 from streamchar.eval.wer import Sphinx, Whisper, pcm16, word_errors
@@ -118,23 +117,6 @@ def test_a_word_is_missing_where_the_recording_fits_better_without_it() -> None:
     assert finder.missing(noise, ["kitchen"], {0}) in ({0}, None)
     with pytest.raises(ValueError, match="must name a word"):
         finder.missing(audio, words, ())
-
-
-def test_a_process_that_hears_says_the_same_and_passes_on_what_is_wrong() -> None:
-    pytest.importorskip("hibari")
-    pytest.importorskip("onnx")
-    from streamchar.data.speech import Speaker
-
-    speaker = Speaker()
-    text = "Good morning, how are you today?"
-    audio, words = speaker.say(text).audio, normalise(text).split()
-    aligner = Aligner(speaker.tokenizer.g2p)
-    with Hearing() as ear:
-        assert ear.words(audio) == Sphinx().words(audio)
-        assert ear.align_words(audio, words) == aligner.align_words(audio, words)
-        assert ear.missing(audio, [*words, "gramophone"], {5, 6}) == {6}
-        with pytest.raises(ValueError, match="must name a word"):
-            ear.missing(audio, words, ())
 
 
 def test_words_outside_the_dictionary_are_spelled_as_the_voice_says_them() -> None:
