@@ -320,11 +320,13 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
 
 
 def test_what_an_engine_cannot_leave_out_is_refused_before_anything_is_spoken(
-    tmp_path: Path, judge: Steady, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StreamCharEngine, "from_pretrained", lambda _: build())
+    started: list[tuple[int, int]] = []
+    monkeypatch.setattr("streamchar.eval.judge.Judge", lambda size, _: started.append(size))
     command = ["eval", "long", "--checkpoint", str(tmp_path), "--sink", "99", "-o", str(tmp_path / "out")]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1
     assert "sink_latents must be" in refused.output.replace("\n", " ")
-    assert judge.asked == []
+    assert started == []

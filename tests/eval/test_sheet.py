@@ -35,7 +35,7 @@ def test_references_are_shown_and_frames_as_far_as_the_shortest_clip_goes() -> N
     assert spoken_frames(longer, items).shape == (2, 12, SIZE, SIZE, 3)
 
 
-def test_a_sheet_has_a_row_for_each_minute(tmp_path: Path) -> None:
+def test_a_sheet_shows_rows_below_one_another(tmp_path: Path) -> None:
     shown = np.arange(2 * 3, dtype=np.uint8).repeat(SIZE * SIZE * 3).reshape(2, 3, SIZE, SIZE, 3)
     save_sheet(shown, tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
