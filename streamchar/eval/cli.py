@@ -66,10 +66,11 @@ def _short(
     from ..data.speech import Speaker
     from ..engine import StreamCharEngine
     from .align import Aligner
-    from .report import as_dict, beside_teacher, markdown, rich_table, targets
+    from .report import as_dict, beside_teacher, table_lines, targets
     from .sheet import save_sheet, spoken_frames
     from .short import evaluate_short
     from .sources import Generated, GroundTruth, Item, RoundTrip, Source, choose_items
+    from .tables import markdown, rich_table
     from .wer import Recogniser, Sphinx, Whisper
 
     recognisers: list[Recogniser] = [Sphinx()]
@@ -105,9 +106,9 @@ def _short(
     if student is not None and teacher is not None:
         result["targets"][scores[-1].source] |= beside_teacher(scores[-1], scores[-2])
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(markdown(scores), encoding="utf-8")
+    out.with_suffix(".md").write_text(markdown(table_lines(scores)), encoding="utf-8")
     save_sheet(spoken_frames(sources[-1], items[:_SHOWN]), out.with_suffix(".png"))
-    console.print(rich_table(scores))
+    console.print(rich_table(table_lines(scores), "streamchar eval short"))
     for source, met in result["targets"].items():
         for target, reached in met.items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {source}: {target}")
@@ -188,11 +189,12 @@ def _long(
     from ..data.speech import Speaker
     from ..engine import StreamCharEngine
     from .judge import Judge
-    from .long_report import rich_table
+    from .long_report import table_lines
     from .long_run import LongRun, Protocol, digest
     from .long_targets import alone_of, targets
     from .sources import GroundTruth
     from .streams import LongSource, SentenceStream, SpokenStream, TrueStream, ablated
+    from .tables import rich_table
 
     if each_sentence and interrupt_every is not None:
         raise ValueError(
@@ -226,10 +228,31 @@ def _long(
         if spoken is not None and checkpoint is not None:
             run.run(spoken, streams, judge, digest(checkpoint), progress)
     sources = run.report()
-    console.print(rich_table(sources))
+    console.print(rich_table(table_lines(sources), "streamchar eval long"))
     for other in sources[1:]:
         for target, reached in targets(other, sources).items():
             console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {other.source}: {target}")
+
+
+@app.command("compare")
+def compare_sources(
+    directory: Annotated[Path, typer.Argument(help="What eval long wrote.")],
+    to: Annotated[str, typer.Option(help="The source that all are compared with.")] = "ground truth",
+) -> None:
+    """Set the means of all sources that eval long spoke into a directory beside one's, and write compare.md.
+
+    Of every measure: the mean, that of the first and of the second half of the minutes, and the difference
+    minute by minute with its standard error.
+    """
+    from .long_run import compare
+    from .tables import rich_table
+
+    console = Console()
+    try:
+        console.print(rich_table(compare(directory, to), f"{directory}, beside {to}"))
+    except (ValueError, OSError) as error:
+        _say(error, console)
+        raise typer.Exit(1) from None
 
 
 def _label(directory: Path, engine: "StreamCharEngine", part: str) -> str:

@@ -1,5 +1,6 @@
 """How measures went over minutes, stream by stream and over all streams of a source."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,7 +39,7 @@ MEASURES: Mapping[str, Measure] = {
     "lips late by": Measure("lips late by, frames", "+.1f"),
     "lip correlation": Measure("lip correlation", ".2f"),
     "identity": Measure("own identity nearest, % of frames", ".1f", 100),
-    "likeness": Measure("likeness of the picture", ".3f"),
+    "likeness": Measure("likeness of the picture", ".4f"),
     "colour": Measure("face colour off by, of 255", ".2f"),
     "sharpness": Measure("face sharpness, of the reference's", ".2f"),
     "movement": Measure("movement across edges of chunks, of that within", ".2f"),
@@ -166,6 +167,58 @@ def merge(source: str, streams: Sequence[StreamScores]) -> SourceCourse:
         sum(scores.confirmed for scores in streams),
         [scores.memory_slope for scores in streams if scores.memory_slope is not None],
     )
+
+
+class Halves(NamedTuple):
+    """Means over minutes and streams.
+
+    Attributes:
+        mean: of all minutes.
+        first: of the first half of the minutes.
+        second: of the others.
+    """
+
+    mean: float
+    first: float
+    second: float
+
+
+def halves(source: SourceCourse, name: str) -> Halves | None:
+    """Return the means of a measure, None where a half has no value."""
+    curves = source.curves.get(name, [])
+    middle = max(map(len, curves), default=0) // 2
+    found = [
+        _mean([value for curve in curves for value in curve[part]])
+        for part in (slice(None), slice(middle), slice(middle, None))
+    ]
+    known = [value for value in found if value is not None]
+    return Halves(*known) if len(known) == len(found) else None
+
+
+class Difference(NamedTuple):
+    """How far a source is above another in what both have spoken.
+
+    Attributes:
+        mean: over the minutes that both have.
+        error: its standard error, as minutes scatter; NaN of a single minute.
+    """
+
+    mean: float
+    error: float
+
+
+def difference(source: SourceCourse, other: SourceCourse, name: str) -> Difference | None:
+    """Return how far a measure is above another source's, None where no minute of a stream has both."""
+    found = [
+        one - two
+        for curves in zip(*(each.curves.get(name, []) for each in (source, other)))
+        for one, two in zip(*curves)
+        if one is not None and two is not None
+    ]
+    if not found:
+        return None
+    error = float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else math.nan
+    return Difference(float(np.mean(found)), error)
 
 
 def _drift(curves: Sequence[Curve]) -> Drift | None:

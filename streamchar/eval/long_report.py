@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
 
-from .long_course import MEASURES, SourceCourse
+from .long_course import MEASURES, SourceCourse, difference, halves
 from .long_targets import beside_truth, drift_beside, targets
 from .transcript import EdgeCount
 
@@ -95,20 +94,31 @@ def _cell(source: SourceCourse, truth: SourceCourse, name: str) -> str:
     return cell + ")"
 
 
-def markdown(sources: Sequence[SourceCourse]) -> str:
-    """Return the table in Markdown."""
-    lines = table_lines(sources)
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def comparison_lines(sources: Sequence[SourceCourse], base: SourceCourse) -> list[list[str]]:
+    """Return the cells of a table of means: a head, then a line a measure, a column a source.
+
+    A cell says the mean over all minutes of all streams, and over the first and the second half of the
+    minutes; then how far it is above the base's, minute beside minute of every stream, with the standard
+    error.
+    """
+    lines = [["", *(source.source for source in sources)]]
+    for name, measure in MEASURES.items():
+        lines.append([measure.label, *(_mean_cell(source, base, name) for source in sources)])
+    return lines
 
 
-def rich_table(sources: Sequence[SourceCourse]) -> Table:
-    """Return the table for a terminal."""
-    head, *lines = table_lines(sources)
-    table = Table(*head, title="streamchar eval long", title_justify="left")
-    for line in lines:
-        table.add_row(*line)
-    return table
+def _mean_cell(source: SourceCourse, base: SourceCourse, name: str) -> str:
+    found, measure = halves(source, name), MEASURES[name]
+    if found is None:
+        return "-"
+    mean, first, second = (format(value * measure.scale, measure.form) for value in found)
+    cell = f"{mean} ({first} → {second}"
+    apart = difference(source, base, name)
+    if source is not base and apart is not None:
+        form = measure.form.lstrip("+")
+        more, error = apart.mean * measure.scale, apart.error * measure.scale
+        cell += f"; {more:+{form}} ± {error:{form}}"
+    return cell + ")"
 
 
 def draw(sources: Sequence[SourceCourse], target: Path) -> None:

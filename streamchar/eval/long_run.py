@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from .judge import Judge
 from .long import StreamScores
 from .long_course import SourceCourse, merge
-from .long_report import as_dict, draw, markdown
+from .long_report import as_dict, comparison_lines, draw, table_lines
 from .sheet import save_sheet
 from .streams import LongSource, Script, TrueStream, write_script
+from .tables import markdown
 from .transcript import EdgeCount
 
 
@@ -51,7 +52,7 @@ class LongRun:
     def __init__(self, directory: Path, protocol: Protocol) -> None:
         self.directory, self.protocol = directory, protocol
         directory.mkdir(parents=True, exist_ok=True)
-        for file, found, _ in self._files():
+        for file, found, _ in _files(self.directory):
             if found["protocol"] != self._spelled():
                 other = f"got {found['protocol']} in {file.name}; name another directory"
                 raise ValueError(f"directory must hold streams of {self._spelled()}, {other}")
@@ -110,21 +111,13 @@ class LongRun:
             part.write_text(json.dumps(entry | {"scores": asdict(scores)}, indent=1) + "\n", encoding="utf-8")
             os.replace(part, file)
 
-    def courses(self) -> list[SourceCourse]:
-        """Return every source of the directory, ground truth first, the others by name."""
-        streams: dict[str, list[StreamScores]] = {}
-        for _, found, scores in self._files():
-            streams.setdefault(found["source"], []).append(scores)
-        names = sorted(streams, key=lambda name: (name != TrueStream.name, name))
-        return [merge(name, streams[name]) for name in names]
-
     def report(self) -> list[SourceCourse]:
         """Write long.json, long.md and long.png of all streams there are, and return what they say."""
-        courses = self.courses()
+        courses = read_courses(self.directory)
         result = {"protocol": self._spelled(), "sources": as_dict(courses)}
         target = self.directory / "long.json"
         target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        target.with_suffix(".md").write_text(markdown(courses), encoding="utf-8")
+        target.with_suffix(".md").write_text(markdown(table_lines(courses)), encoding="utf-8")
         draw(courses, target.with_suffix(".png"))
         return courses
 
@@ -134,9 +127,38 @@ class LongRun:
     def _file(self, source: str, number: int) -> Path:
         return self.directory / f"{re.sub('[^a-z0-9]+', '-', source.lower())}.{number:03d}.json"
 
-    def _files(self) -> Iterable[tuple[Path, dict[str, Any], StreamScores]]:
-        for file in sorted(self.directory.glob("*.[0-9][0-9][0-9].json")):
-            yield file, *_read(file)
+
+def read_courses(directory: Path) -> list[SourceCourse]:
+    """Return every source of a directory, ground truth first, the others by name.
+
+    Raises:
+        ValueError: a file there holds no stream.
+    """
+    streams: dict[str, list[StreamScores]] = {}
+    for _, found, scores in _files(directory):
+        streams.setdefault(found["source"], []).append(scores)
+    names = sorted(streams, key=lambda name: (name != TrueStream.name, name))
+    return [merge(name, streams[name]) for name in names]
+
+
+def compare(directory: Path, to: str) -> list[list[str]]:
+    """Write compare.md, of all sources of a directory beside one of them, and return its cells.
+
+    Args:
+        directory: that streams were spoken into.
+        to: the name of the source.
+
+    Raises:
+        ValueError: the directory has no such source, or a file there holds no stream.
+    """
+    sources = read_courses(directory)
+    base = next((source for source in sources if source.source == to), None)
+    if base is None:
+        known = ", ".join(repr(source.source) for source in sources) or "none"
+        raise ValueError(f"to must be a source spoken into {directory} ({known}), got {to!r}")
+    lines = comparison_lines(sources, base)
+    (directory / "compare.md").write_text(markdown(lines), encoding="utf-8")
+    return lines
 
 
 def digest(checkpoint: Path) -> str:
@@ -146,6 +168,11 @@ def digest(checkpoint: Path) -> str:
         if file.suffix in (".json", ".safetensors"):
             found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()
+
+
+def _files(directory: Path) -> Iterator[tuple[Path, dict[str, Any], StreamScores]]:
+    for file in sorted(directory.glob("*.[0-9][0-9][0-9].json")):
+        yield file, *_read(file)
 
 
 def _text(script: Script) -> str:

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from .long_course import MEASURES, Course, SourceCourse, course
+from .long_course import MEASURES, Course, SourceCourse, course, difference
 from .report import IDENTITY, OFFSET, RTF
 from .transcript import EdgeCount
 
@@ -57,7 +55,8 @@ def targets(source: SourceCourse, sources: Sequence[SourceCourse]) -> dict[str, 
         name = (
             f"word errors within {WER_RISE * 100:.0f} points of the same sentences' in sessions of their own"
         )
-        met[name] = more_word_errors(source, alone) <= WER_RISE
+        more = difference(source, alone, "word errors")
+        met[name] = more is not None and more.mean <= WER_RISE
     for kind, count in (("skipped", source.skipped), ("repeated", source.repeated)):
         met[f"words {kind} at {AT_EDGES:.0%} of chunk edges at most"] = count.rate <= AT_EDGES
     name = f"{FOUND:.0%} of words that nobody said found missing, so that skipped ones would be"
@@ -83,20 +82,6 @@ def targets(source: SourceCourse, sources: Sequence[SourceCourse]) -> dict[str, 
 def alone_of(name: str) -> str:
     """Return what a source is called that speaks each sentence in a session of its own."""
     return f"{name}, sentence by sentence"
-
-
-def more_word_errors(source: SourceCourse, other: SourceCourse) -> float:
-    """Return by how much the word errors of a source are above another's, in the minutes that both have.
-
-    NaN where there are none.
-    """
-    pairs = [
-        (one, two)
-        for curves in zip(*(each.curves.get("word errors", []) for each in (source, other)))
-        for one, two in zip(*curves)
-        if one is not None and two is not None
-    ]
-    return float(np.mean([one - two for one, two in pairs])) if pairs else float("nan")
 
 
 def beside_truth(count: EdgeCount, truth: EdgeCount) -> tuple[float, float]:

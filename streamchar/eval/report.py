@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
 from .short import SHIFT, SourceScores
 from .sync import SyncScore
 from .wer import WordErrors
@@ -28,8 +26,12 @@ def as_dict(scores: Sequence[SourceScores]) -> list[dict[str, Any]]:
     return found
 
 
-def columns(scores: Sequence[SourceScores]) -> list[str]:
-    """Return the heads of the table: one column a recogniser and kind of sentence, then the others."""
+def table_lines(scores: Sequence[SourceScores]) -> list[list[str]]:
+    """Return the cells of the table: a head, then a line a score, a column a source."""
+    return [[head, *cells] for head, cells in zip(_heads(scores), zip(*_cells(scores)))]
+
+
+def _heads(scores: Sequence[SourceScores]) -> list[str]:
     heard = [f"WER {recogniser}, {kind}" for recogniser, kinds in scores[0].wer.items() for kind in kinds]
     return [
         "source",
@@ -48,8 +50,7 @@ def columns(scores: Sequence[SourceScores]) -> list[str]:
     ]
 
 
-def rows(scores: Sequence[SourceScores]) -> list[list[str]]:
-    """Return the cells of the table, a row a source."""
+def _cells(scores: Sequence[SourceScores]) -> list[list[str]]:
     return [
         [
             score.source,
@@ -68,23 +69,6 @@ def rows(scores: Sequence[SourceScores]) -> list[list[str]]:
         ]
         for score in scores
     ]
-
-
-def markdown(scores: Sequence[SourceScores]) -> str:
-    """Return the table in Markdown, a column a source."""
-    heads, cells = columns(scores), rows(scores)
-    lines = [[head, *column] for head, column in zip(heads, zip(*cells))]
-    lines.insert(1, ["---"] * (len(cells) + 1))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def rich_table(scores: Sequence[SourceScores]) -> Table:
-    """Return the table for a terminal, a column a source."""
-    heads, cells = columns(scores), rows(scores)
-    table = Table("", *(row[0] for row in cells), title="streamchar eval short", title_justify="left")
-    for head, column in zip(heads[1:], list(zip(*cells))[1:]):
-        table.add_row(head, *column)
-    return table
 
 
 def targets(score: SourceScores, truth: SourceScores) -> dict[str, bool]:

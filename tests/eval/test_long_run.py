@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from streamchar.cli import app
 from streamchar.engine import StreamCharEngine
 from streamchar.eval.long import StreamScores
-from streamchar.eval.long_course import MEASURES, Drift, course, merge
-from streamchar.eval.long_report import as_dict, markdown, rich_table
+from streamchar.eval.long_course import MEASURES, Difference, Drift, Halves, course, difference, halves, merge
+from streamchar.eval.long_report import as_dict, comparison_lines, table_lines
 from streamchar.eval.long_run import LongRun, Protocol, digest
 from streamchar.eval.long_targets import alone_of, beside_truth, drift_beside, targets
 from streamchar.eval.streams import Part, Script
+from streamchar.eval.tables import markdown
 from streamchar.eval.transcript import EdgeCount
 from tests.engine.small import build
 
@@ -168,7 +169,7 @@ def test_word_errors_are_measured_by_the_same_sentences_in_sessions_of_their_own
 
 def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:
     sources = [TRUTH, merge("student", [scores(rise=0.02, tint=2.0, repeated=4)])]
-    lines = markdown(sources).splitlines()
+    lines = markdown(table_lines(sources)).splitlines()
     assert lines[0] == "|  | ground truth | student |"
     assert len(lines) == 2 + 1 + len(MEASURES) + 9
     steady, rising = "10.0 → 10.0 (+0.00 ± 0.00 a minute)", "10.0 → 12.0 (+1.00 ± 0.00 a minute"
@@ -185,7 +186,6 @@ def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:
     assert f"| repeated near an edge, % of edges | {near} |" in lines
     assert "| repeated at an edge, % more | +0.0 ± 0.0 | +3.0 ± 1.5 |" in lines
     assert "| memory, MB a minute | +0.00 | +0.00 |" in lines
-    assert len(rich_table(sources).columns) == 3
     found = json.loads(json.dumps(as_dict(sources)))
     assert "targets" not in found[0]
     assert found[1]["drifts"]["colour"]["worst"] == pytest.approx(2)
@@ -193,11 +193,43 @@ def test_the_table_has_a_line_a_measure_and_a_column_a_source() -> None:
 
 
 def test_the_table_says_the_worst_of_several_streams() -> None:
-    lines = markdown(
-        [TRUTH, merge("student", [scores(tint=1.0), scores(tint=-2.0, growth=0.5)])]
-    ).splitlines()
+    student = merge("student", [scores(tint=1.0), scores(tint=-2.0, growth=0.5)])
+    lines = markdown(table_lines([TRUTH, student])).splitlines()
     assert any(", drift 1.50, worst 2.00, drift 3.0 x ground truth's) |" in line for line in lines)
     assert "| memory, MB a minute | +0.00 | +0.25, worst +0.50 |" in lines
+
+
+def test_sources_are_compared_minute_by_minute_of_the_streams_that_both_spoke() -> None:
+    base = merge("base", [scores(), scores()])
+    # Away by 0, 2 and 4 points; of the third stream the base knows nothing.
+    other = merge("other", [scores(rise=0.04), scores(rise=0.04), scores(rise=0.9)])
+    found = difference(other, base, "word errors")
+    assert found == pytest.approx((0.02, np.std([0, 0.02, 0.04] * 2, ddof=1) / 6**0.5))
+    assert difference(other, replace(base, curves={}), "word errors") is None
+    single = difference(
+        replace(base, curves={"word errors": [[0.3]]}),
+        replace(base, curves={"word errors": [[0.1, 0.5]]}),
+        "word errors",
+    )
+    assert single == Difference(pytest.approx(0.2), pytest.approx(np.nan, nan_ok=True))
+
+
+def test_halves_are_means_over_minutes_and_streams() -> None:
+    merged = merge("both", [scores(rise=0.04), scores(rise=0.0)])
+    # The minute in the middle is of the second half.
+    assert halves(merged, "word errors") == pytest.approx((0.11, 0.1, 0.115))
+    assert halves(merged, "lip correlation") == Halves(pytest.approx(0.8), 0.8, 0.8)
+    assert halves(replace(merged, curves={}), "word errors") is None
+    assert halves(replace(merged, curves={"word errors": [[0.1, None]]}), "word errors") is None
+
+
+def test_a_comparison_has_means_and_differences() -> None:
+    base, other = merge("base", [scores()] * 2), merge("other", [scores(rise=0.06)] * 2)
+    silent = replace(other, source="silent", curves={})
+    head, *lines = comparison_lines([base, other, silent], base)
+    assert head == ["", "base", "other", "silent"]
+    assert [line[0] for line in lines] == [measure.label for measure in MEASURES.values()]
+    assert lines[0][1:] == ["10.0 (10.0 → 10.0)", "13.0 (10.0 → 14.5; +3.0 ± 1.1)", "-"]
 
 
 class Named:
@@ -252,6 +284,23 @@ def test_all_sources_of_a_directory_are_reported_together(tmp_path: Path, judge:
     assert "student, sink 0" in (tmp_path / "long.md").read_text()
     assert Image.open(tmp_path / "long.png").size[0] > 1000
     assert Image.open(tmp_path / "student-sink-0.001.png").size == (3 * SIZE, 2 * SIZE)
+
+
+def test_the_command_compares_what_was_spoken_into_a_directory(tmp_path: Path, judge: Steady) -> None:
+    for name in ("ground truth", "student"):
+        LongRun(tmp_path, PROTOCOL).run(Named(name), 2, judge)
+    done = CliRunner().invoke(app, ["eval", "compare", str(tmp_path), "--to", "student"])
+    assert done.exit_code == 0
+    lines = (tmp_path / "compare.md").read_text().splitlines()
+    assert lines[0] == "|  | ground truth | student |"
+    assert "| word errors, % of words | 10.0 (10.0 → 10.0; +0.0 ± 0.0) | 10.0 (10.0 → 10.0) |" in lines
+    unknown = CliRunner().invoke(app, ["eval", "compare", str(tmp_path), "--to", "pupil"])
+    assert unknown.exit_code == 1
+    output = " ".join(unknown.output.split())
+    assert "('ground truth', 'student'), got 'pupil'" in output
+    empty = CliRunner().invoke(app, ["eval", "compare", str(tmp_path / "none")])
+    assert empty.exit_code == 1
+    assert "(none), got 'ground truth'" in " ".join(empty.output.split())
 
 
 def test_streams_of_another_protocol_or_other_weights_are_not_mixed(tmp_path: Path, judge: Steady) -> None:
