@@ -1,4 +1,4 @@
-# `make demo` and `make test` each do all of their own set-up, in .venv.
+# `make demo`, `make check` and `make test` each do all of their own set-up, in .venv.
 
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
@@ -6,22 +6,27 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TYPED := build/typecheck
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 
-.PHONY: demo test lint types clean
+.PHONY: demo check test lint types clean
 
 demo: $(INSTALLED)
 	@$(BIN)/streamchar doctor
 	@$(BIN)/streamchar speak "Hello there. This is the first sentence I ever say." --seconds 8 --out demo.mp4
 
-# The quick checks first; pytest's own summary is the last line.
+# For every edit: lint, types and the quick tests.
+check: lint types
+	$(PYTEST) -q -m quick
+
+# The whole proof. The quick checks come first; pytest's own summary is the last line.
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable --durations 15
+	$(PYTEST) --durations 15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 
-# mypy takes packages from where they lie: build a tree where kernels/ is streamchar/kernels, and stand in it.
+# mypy takes packages from where they lie: build a tree where kernels/ is streamchar/kernels, and check that.
 types: $(INSTALLED)
 	@rm -rf $(TYPED)
 	@$(BIN)/python setup.py -q build_py --no-compile --build-lib $(TYPED)

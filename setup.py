@@ -6,7 +6,8 @@ look for, so the folder is never installed under its own name. Everything else i
 
 from setuptools import find_packages, setup
 
+families = [f"streamchar.kernels.{name}" for name in find_packages("kernels")]
 setup(
-    packages=[*find_packages(include=["streamchar", "streamchar.*"]), "streamchar.kernels"],
+    packages=[*find_packages(include=["streamchar", "streamchar.*"]), "streamchar.kernels", *families],
     package_dir={"streamchar": "streamchar", "streamchar.kernels": "kernels"},
 )

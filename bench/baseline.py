@@ -1,28 +1,28 @@
-"""The same network the way peers run it: conditioning computed again at every denoising step.
+"""Baselines: the same network without the KV cache of the conditioning.
 
-Ours commits reference and sink once a session and motion once a chunk, and denoises against their keys and
-values. The baselines hold the same weights and compute the same chunk, but every step embeds and runs the
-conditioning latents again before it runs the chunk's own tokens. All but one keep the prefix of their
-language model, as ours does:
+The engine commits reference and sink once per session and motion once per chunk, and denoises against their
+cached keys and values. The baselines hold the same weights and compute the same chunk, but every denoising
+step first recomputes the keys and values of all conditioning latents. All baselines but one keep the prefix
+of the language model, as the engine does:
 
-    eager            plain PyTorch, one launch an operation
-    eager-prefix     the same, and the prefix prefilled anew at every step: nothing at all is reused
-    compiled         blocks through ``torch.compile``, matrix products tuned, launched from Python
-    compiled-graphs  the same blocks, each whole step captured in a CUDA graph, as ours is
+    eager            plain PyTorch, one kernel launch per operation
+    eager-prefix     also prefills the prefix at every step: nothing is reused
+    compiled         blocks compiled by ``torch.compile`` with tuned matrix products, launched from Python
+    compiled-graphs  the same blocks, with each step captured in a CUDA graph, as in the engine
 
-The last is the strongest: between it and ours lie the work saved and the kernels. PyTorch's own way to graphs
-(``mode="reduce-overhead"``) is none here: it skips functions that write into memory which they are given, as
-a block writes its keys and values.
+The last baseline is the fastest: it differs from the engine only in the recomputation and in the kernels.
+PyTorch's own way to CUDA graphs, ``torch.compile(mode="reduce-overhead")``, is not used: it skips functions
+that mutate their inputs, and a block writes its keys and values into the cache.
 
-Where what a role attends to in the steady state is a prefix of the memory, as with the preset 5b, their
-attention takes no mask, which would keep PyTorch from its fastest kernel.
+With the preset 5b, the slots that a role attends to in the steady state are a prefix of the cache. The
+baselines then attend without a mask, so that PyTorch can choose its fastest kernel.
 """
 
-import time
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -31,49 +31,29 @@ import torch
 import torch.nn.functional as F
 
 from bench.gate import Ratio
-from streamchar.capture import GraphPool
+from bench.timing import clock_seconds, event_seconds
 from streamchar.config import Preset
 from streamchar.engine import StreamCharEngine
 from streamchar.kernels import Backend
-from streamchar.lane import ChunkBuffers, Lane
-from streamchar.memory import ROLES, SEGMENTS, KVMemory, Role
-from streamchar.model import JointDiT
+from streamchar.model.denoiser import Denoiser
+from streamchar.model.dit import JointDiT
+from streamchar.model.kv_cache import ROLES, SEGMENTS, KVCache, Role
+from streamchar.model.orchestrator import Orchestrator
+from streamchar.model.packing import Prefix
 from streamchar.numerics import relative_error
-from streamchar.orchestrator import Orchestrator
-from streamchar.sampler import Denoiser
+from streamchar.runtime.buffers import ChunkBuffers
+from streamchar.runtime.graphs import GraphPool
+from streamchar.runtime.runner import ChunkRunner
 
-#: Repeats are separate in time, so that their spread is that of a later run as far as one run can tell.
+#: Repeats are spread over the run, so that their spread approximates that between two runs.
 REPEATS, ROUNDS = 3, 3
-#: Baselines by kind of device, in groups that a run against a deadline measures one after the other: the
-#: compiler takes minutes. On two busy CPU cores, compiling the tiny preset and its first chunk took 57 s, and
-#: the second chunk had not ended 30 s later: only a GPU compiles.
+#: Baselines by device type, in groups that are separate stages of a run with a deadline, since compilation
+#: takes minutes. Nothing is compiled on a CPU: on two busy cores, compilation and the first chunk of the tiny
+#: preset took 57 s, and the second chunk was not finished 30 s later.
 BASELINES = {
     "cpu": (("eager", "eager-prefix"),),
     "cuda": (("eager", "eager-prefix"), ("compiled", "compiled-graphs")),
 }
-
-
-@dataclass(frozen=True)
-class Networks:
-    """What denoises a chunk, apart from the engine that its weights are of."""
-
-    dit: JointDiT
-    orchestrator: Orchestrator
-
-    @property
-    def preset(self) -> Preset:
-        """Every size."""
-        return self.dit.preset
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return self.dit.table.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return self.dit.table.dtype
 
 
 @dataclass(frozen=True)
@@ -85,14 +65,14 @@ class Conditioning:
     motion: torch.Tensor
 
     @classmethod
-    def random(cls, engine: StreamCharEngine | Networks, seed: int = 0) -> "Conditioning":
-        """Draw latents for an engine's preset and device."""
-        preset = engine.preset
+    def random(cls, dit: JointDiT, seed: int = 0) -> "Conditioning":
+        """Draw latents for a network's preset, device and dtype."""
+        preset = dit.preset
         generator = torch.Generator().manual_seed(seed)
 
         def draw(frames: int) -> torch.Tensor:
             shape = (1, frames, preset.picture.channels, *preset.picture.latent_size)
-            return torch.randn(shape, generator=generator).to(engine.device, engine.dtype)
+            return torch.randn(shape, generator=generator).to(dit.table)
 
         chunk = preset.chunk
         return cls(*map(draw, (chunk.reference_latents, chunk.sink_latents, chunk.motion_latents)))
@@ -102,16 +82,21 @@ class Conditioning:
         return (("reference", self.reference), ("sink", self.sink), ("motion", self.motion))
 
 
-def steady_lane(engine: StreamCharEngine | Networks, latents: Conditioning, seed: int = 0) -> Lane:
-    """Return a lane of one row, warmed up, with everything committed, full history and a full transcript."""
-    preset = engine.preset
+def steady_runner(
+    dit: JointDiT, orchestrator: Orchestrator, latents: Conditioning, seed: int = 0
+) -> ChunkRunner:
+    """Return a warmed-up runner of one row in the steady state of a session.
+
+    All conditioning is committed; audio history and transcript window are full.
+    """
+    preset, device = dit.preset, dit.table.device
     generator = torch.Generator().manual_seed(seed)
-    memory = KVMemory(preset, 1, engine.device, engine.dtype)
-    buffers = ChunkBuffers.zeros(preset, 1, engine.device)
-    pool, state = GraphPool(engine.device), engine.orchestrator.new_state(1)
-    lane = Lane(engine.dit, engine.orchestrator, memory, state, buffers, pool)
-    # It leaves garbage in the buffers, which are filled after it.
-    for stage in lane.stages().values():
+    cache = KVCache(preset, 1, device, dit.table.dtype)
+    buffers = ChunkBuffers.zeros(preset, 1, device)
+    pool, state = GraphPool(device), orchestrator.new_state(1)
+    runner = ChunkRunner(dit, orchestrator, cache, state, buffers, pool)
+    # Warming up leaves garbage in the buffers, so they are filled afterwards.
+    for stage in runner.stages().values():
         stage()
     vocabulary = preset.orchestrator.vocabulary
     ids = torch.randint(vocabulary, buffers.text_ids.shape, generator=generator)
@@ -120,106 +105,108 @@ def steady_lane(engine: StreamCharEngine | Networks, latents: Conditioning, seed
     buffers.history.copy_(torch.randn(buffers.history.shape, generator=generator))
     buffers.history_lengths.fill_(buffers.history.shape[1])
     for role, latent in latents.items():
-        lane.dit.commit(role, latent, lane.modulation, memory)
-        memory.set_valid(0, **{role: True})
-    return lane
+        dit.commit(role, latent, runner.denoiser.modulation, cache)
+        cache.set_valid(0, **{role: True})
+    return runner
 
 
 class Ours:
-    """The engine's chunk step: one prefill, the denoising steps, one commit of motion."""
+    """The engine's work for one chunk: one prefill, the denoising steps, one commit of motion."""
 
-    def __init__(self, lane: Lane, latents: Conditioning) -> None:
-        self.lane, self.latents = lane, latents
-        # What is committed is the same for every contender, not what this one has just denoised.
-        self._commit = GraphPool(lane.buffers.x_video.device).step(self._run_commit)
+    def __init__(self, runner: ChunkRunner, latents: Conditioning) -> None:
+        self.runner = runner
+
+        def commit() -> None:
+            # Every contender commits the same latents, not those that it has just denoised.
+            runner.dit.commit("motion", latents.motion, runner.denoiser.modulation, runner.cache)
+
+        self._commit = GraphPool(runner.buffers.x_video.device).step("motion", commit)
 
     def __call__(self) -> None:
         """Denoise one chunk."""
-        lane = self.lane
-        lane.prefill()
-        lane.draw()
-        for index in range(lane.steps):
-            lane.denoise(index)
+        self.runner.prefill()
+        self.runner.draw_noise()
+        for step in self.runner.denoise:
+            step()
         self._commit()
-
-    def _run_commit(self) -> None:
-        lane = self.lane
-        lane.dit.commit("motion", self.latents.motion, lane.modulation, lane.memory)
 
 
 class Recompute:
-    """A baseline: the same weights, conditioning committed anew before every denoising step.
+    """A baseline: the same weights, with the conditioning committed again before every denoising step.
 
     Args of the constructor:
         dit: the network, from :func:`plain_copy` or :func:`compiled_copy`.
-        lane: made for this baseline by :func:`steady_lane`; its memory and buffers are used, its steps not.
-        latents: what is recomputed.
-        pool: captures each step, so that the first call leaves garbage; None to launch them from Python.
-        prefix: whether the language model's prefix is prefilled at every step too.
+        runner: from :func:`steady_runner`, for this baseline only: it uses the cache, the buffers, the
+            prefill and the noise, not the denoising steps.
+        latents: the conditioning to recompute.
+        pool: captures each step, so that the first call leaves garbage; None launches steps from Python.
+        prefix: whether each step also prefills the prefix of the language model.
     """
 
     def __init__(
         self,
         dit: JointDiT,
-        lane: Lane,
+        runner: ChunkRunner,
         latents: Conditioning,
         *,
         pool: GraphPool | None = None,
         prefix: bool = False,
     ) -> None:
-        self.dit, self.lane, self.latents, self.prefix = dit, lane, latents, prefix
-        self._denoiser, self._ends = Denoiser(dit), prefix_ends(lane.memory)
-        steps = [partial(self._run_step, index) for index in range(self._denoiser.steps)]
-        self._steps: list[Callable[[], None]] = [pool.step(step) for step in steps] if pool else [*steps]
+        self.dit, self.runner, self.latents, self.prefix = dit, runner, latents, prefix
+        self._denoiser, self._ends = Denoiser(dit), prefix_ends(runner.cache)
+        steps = [partial(self._denoise, index) for index in range(self._denoiser.steps)]
+        self._steps: list[Callable[[], None]] = (
+            [pool.step(f"step {index}", step) for index, step in enumerate(steps)] if pool else [*steps]
+        )
 
     def __call__(self) -> None:
         """Denoise one chunk."""
-        self.lane.prefill()
-        self.lane.draw()
+        self.runner.prefill()
+        self.runner.draw_noise()
         for step in self._steps:
             step()
 
-    def _run_step(self, index: int) -> None:
-        lane, b = self.lane, self.lane.buffers
-        # The first step's prefix is there already.
+    def _denoise(self, index: int) -> None:
+        runner, b = self.runner, self.runner.buffers
+        # __call__ has already prefilled the prefix of the first step.
         if self.prefix and index > 0:
-            lane.orchestrator.prefill(
-                lane.state, b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress
-            )
+            prefix = Prefix(b.text_ids, b.text_lengths, b.history, b.history_lengths, b.progress)
+            runner.orchestrator.prefill(runner.state, prefix)
         for role, latent in self.latents.items():
             with self._attending(role):
-                self.dit.commit(role, latent, self._denoiser.modulation, lane.memory)
+                self.dit.commit(role, latent, self._denoiser.modulation, runner.cache)
         with self._attending("chunk"):
-            self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, lane.memory)
+            self._denoiser.step(index, b.x_video, b.x_audio, b.seed, b.chunk, self._conditions, runner.cache)
 
     def _attending(self, role: Role) -> AbstractContextManager[object]:
-        """Let the network attend, by PyTorch's own kernel, to what a role sees in the steady state."""
+        """Replace the network's attention by PyTorch's over the prefix that the role attends to."""
         if self._ends is None:
             return nullcontext()
-        return patch("streamchar.model.joint_attention", _prefix_attention(self._ends[role]))
+        return patch("streamchar.model.dit.joint_attention", _prefix_attention(self._ends[role]))
 
     def _conditions(self, x_audio: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        c_a, position = self.lane.orchestrator.step(self.lane.state, x_audio, sigma)
-        self.lane.buffers.position.copy_(position)
+        c_a, position = self.runner.orchestrator.step(self.runner.state, x_audio, sigma)
+        self.runner.buffers.position.copy_(position)
         return c_a
 
 
-def prefix_ends(memory: KVMemory) -> dict[Role, int] | None:
-    """Return one past the last slot that each role attends to once everything has been committed.
+def prefix_ends(cache: KVCache) -> dict[Role, int] | None:
+    """Return, by role, the end of the prefix of the cache that it attends to once everything is committed.
 
-    None where there are gaps between the segments, as with tokens that are no multiple of the alignment.
+    Return None if there are gaps between the segments because a segment's tokens are not a multiple of the
+    alignment.
     """
     ends, end = [], 0
     for name in SEGMENTS:
-        start, length = memory.regions[name]
+        start, length = cache.regions[name]
         if start != end:
             return None
         ends.append(end := start + length)
     return dict(zip(ROLES, [*ends[:3], ends[-1]], strict=True))
 
 
-# One function for each end, so that the compiler knows it again.
-@cache
+# Cached, because the compiler reuses a program only for the same function.
+@functools.cache
 def _prefix_attention(end: int) -> Callable[..., torch.Tensor]:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k[:, :end], v[:, :end]))
@@ -229,7 +216,7 @@ def _prefix_attention(end: int) -> Callable[..., torch.Tensor]:
 
 
 def shared_copy(dit: JointDiT, preset: Preset, backend: Backend) -> JointDiT:
-    """Return the same network, sharing its weights, for a preset with the same, or on another path."""
+    """Return a network with the weights of ``dit`` (shared) for another preset or backend."""
     with torch.device("meta"):
         copy = JointDiT(preset, backend)
     copy.load_state_dict(dit.state_dict(), assign=True)
@@ -237,29 +224,29 @@ def shared_copy(dit: JointDiT, preset: Preset, backend: Backend) -> JointDiT:
 
 
 def plain_copy(dit: JointDiT) -> JointDiT:
-    """Return the same network on the PyTorch path, sharing the weights."""
+    """Return a network that shares the weights of ``dit`` and uses the PyTorch backend."""
     return shared_copy(dit, dit.preset, "torch")
 
 
 def compiled_copy(dit: JointDiT) -> JointDiT:
-    """Return :func:`plain_copy` with its blocks compiled at their first call, each one graph or an error."""
+    """Return :func:`plain_copy` with blocks that are compiled at their first call, without graph breaks."""
     copy = plain_copy(dit)
     for block in copy.blocks:
-        # A program is made for every role and kept for all blocks, 6 at most of the 8 that PyTorch keeps;
-        # with fullgraph a ninth would be an error, not a block that runs uncompiled.
+        # Each role gets its own program, which all blocks share: at most 6 of the 8 that PyTorch keeps. With
+        # fullgraph a ninth raises an error instead of running the block uncompiled.
         block.compile(mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
     return copy
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against the baselines, denoising the same chunk in the same run.
+    """Measurements of the engine and the baselines, which denoise the same chunk in the same run.
 
     Attributes:
-        seconds: per contender, every sample.
-        ratios: per baseline, our lead.
-        errors: per baseline, how far its latents are from ours, relative.
-        failures: per baseline that could not run, why.
+        seconds: all samples of each contender, ``"ours"`` and the baselines.
+        ratios: speed-up of the engine over each baseline.
+        errors: relative error of each baseline's latents against the engine's.
+        failures: why a baseline could not run, for each that could not.
     """
 
     seconds: dict[str, list[float]]
@@ -268,7 +255,7 @@ class Comparison:
     failures: dict[str, str]
 
     def joined(self, other: "Comparison") -> "Comparison":
-        """Return both as one; each baseline keeps the lead over ours as it was measured beside it."""
+        """Merge two comparisons; each baseline keeps the speed-up measured in its own comparison."""
         names = [*self.seconds, *(name for name in other.seconds if name not in self.seconds)]
         return Comparison(
             {name: self.seconds.get(name, []) + other.seconds.get(name, []) for name in names},
@@ -280,14 +267,14 @@ class Comparison:
 
 @torch.inference_mode()
 def compare_with_baselines(engine: StreamCharEngine, names: Sequence[str]) -> Comparison:
-    """Measure the lead over baselines.
+    """Measure the speed-up over baselines.
 
     Args:
-        engine: whose network is run.
-        names: of :data:`BASELINES`.
+        engine: its networks are run.
+        names: baselines, of :data:`BASELINES`.
     """
-    latents = Conditioning.random(engine)
-    ours = Ours(steady_lane(engine, latents), latents)
+    latents = Conditioning.random(engine.dit)
+    ours = Ours(steady_runner(engine.dit, engine.orchestrator, latents), latents)
     contenders: dict[str, Ours | Recompute] = {"ours": ours}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}
@@ -296,20 +283,20 @@ def compare_with_baselines(engine: StreamCharEngine, names: Sequence[str]) -> Co
     for name in names:
         baseline = Recompute(
             compiled if name.startswith("compiled") else plain,
-            steady_lane(engine, latents),
+            steady_runner(engine.dit, engine.orchestrator, latents),
             latents,
             pool=GraphPool(engine.device) if name == "compiled-graphs" else None,
             prefix=name == "eager-prefix",
         )
         try:
-            # The first call captures what there is to capture.
+            # The first call captures the graphs and leaves garbage.
             baseline()
             baseline()
-        except Exception as error:  # what cannot run is reported in its place, and fails the gate there
+        except Exception as error:  # reported as a failure of this baseline, which fails the gate
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             continue
         contenders[name] = baseline
-        theirs, reference = baseline.lane.buffers, ours.lane.buffers
+        theirs, reference = baseline.runner.buffers, ours.runner.buffers
         errors[name] = max(
             relative_error(theirs.x_video, reference.x_video),
             relative_error(theirs.x_audio, reference.x_audio),
@@ -327,9 +314,10 @@ def compare_with_baselines(engine: StreamCharEngine, names: Sequence[str]) -> Co
 def interleave(
     contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Time whole calls, launches included, in the order A B B A; one call of each first, not timed.
+    """Time whole calls, launches included, in the order A B B A, after one untimed call of each.
 
-    Unlike :func:`bench.timing.compare` nothing is captured: how work is launched is what is compared.
+    Return the seconds of each round by name. Unlike :func:`bench.timing.compare`, this captures nothing,
+    because the launches are part of the comparison.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
@@ -342,14 +330,7 @@ def interleave(
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize(device)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(start.elapsed_time(end)) / 1e3
-    start_clock = time.perf_counter()
-    call()
-    return time.perf_counter() - start_clock
+    if device.type != "cuda":
+        return clock_seconds([call])
+    torch.cuda.synchronize(device)
+    return event_seconds(call, device)

@@ -1,4 +1,4 @@
-"""What a chunk is to reach on a device: its session, its length, its lead, as stages of a run."""
+"""Measure whole chunks on a device as stages of a run: a session, the chunk lengths, the speed-up."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,11 @@ def measure_chunk(
     """Run the stages on one engine, the most important first.
 
     Args:
-        run: notes what fails and what is left out.
-        build: makes the engine, which takes part of the time.
-        kind: of its device, ``"cpu"`` or ``"cuda"``.
-        results: filled in.
-        only: a part of the names of the stages to run.
+        run: records stages that fail or are left out.
+        build: builds the engine; its time counts towards the deadline.
+        kind: type of the engine's device, ``"cpu"`` or ``"cuda"``.
+        results: receives the measurements.
+        only: run only stages whose name contains this.
     """
 
     def warmed_up() -> StreamCharEngine:
@@ -37,13 +37,13 @@ def measure_chunk(
     def lengths(engine: StreamCharEngine) -> None:
         results.lengths = compare_chunk_lengths(engine)
 
-    def lead(names: tuple[str, ...], engine: StreamCharEngine) -> None:
+    def speed_up(names: tuple[str, ...], engine: StreamCharEngine) -> None:
         found = compare_with_baselines(engine, names)
         results.verdicts += [judge_agreement(name, error) for name, error in found.errors.items()]
         results.comparison = (results.comparison or Comparison({}, {}, {}, {})).joined(found)
 
     stages = {f"session of {CHUNKS} chunks": session, "denoising steps by chunk length": lengths}
-    stages |= {f"lead over {', '.join(names)}": partial(lead, names) for names in BASELINES[kind]}
+    stages |= {f"speed-up over {', '.join(names)}": partial(speed_up, names) for names in BASELINES[kind]}
     stages = {name: work for name, work in stages.items() if only in name}
     engine = run.stage("engine, warmed up", warmed_up) if stages else None
     for name, work in stages.items():

@@ -1,4 +1,4 @@
-"""The options, the engine and the report of ``pytest bench/ --benchmark``."""
+"""Options, fixtures and report of ``pytest bench/ --benchmark``."""
 
 import argparse
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-# As the command does, and before torch starts its threads.
+# As the streamchar command does; it must be set before torch starts its threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import torch
@@ -36,7 +36,7 @@ RESULTS = pytest.StashKey[Results]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Register the options of the gate."""
     group = parser.getgroup("gate", "the playback-budget gate (bench/)")
-    # pytest-benchmark's own options all go on after "--benchmark-", and pytest takes no abbreviations.
+    # pytest-benchmark's own options begin with "--benchmark-", and pytest accepts no abbreviations.
     group.addoption(
         "--benchmark",
         action="store_true",
@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--gate-record",
         action="store_true",
-        help="Write the speed-up of this run to profiles/bench: later runs on this machine are judged by it.",
+        help="Record the speed-ups of this run in profiles/bench to judge later runs on this machine.",
     )
 
 
@@ -75,12 +75,12 @@ def _factor(text: str) -> float:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make room for the results."""
+    """Create the object that collects the results."""
     config.stash[RESULTS] = Results()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what lies in this folder unless ``--benchmark`` is given; on a GPU, time it with CUDA events."""
+    """Skip the tests of this folder unless ``--benchmark`` is given; on a GPU, time them with CUDA events."""
     ours = [item for item in items if item.path.is_relative_to(HERE)]
     if not config.getoption("run_gate"):
         for item in ours:
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class EventTimer:
-    """A clock that reads CUDA events: the difference of two readings is the device's time between them."""
+    """A clock that reads CUDA events: two readings differ by the time that passed on the device."""
 
     def __init__(self) -> None:
         self.__name__ = "cuda_events"
@@ -100,34 +100,34 @@ class EventTimer:
         self._seconds = 0.0
 
     def __call__(self) -> float:
-        """Return seconds since the first reading, when all work queued before has finished."""
+        """Wait until all queued work has finished and return the seconds since the first reading."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         event.synchronize()
         if self._last is not None:
-            # From reading to reading: a single-precision number of milliseconds is coarse after minutes.
+            # Summed over readings: milliseconds in single precision are coarse after some minutes.
             self._seconds += self._last.elapsed_time(event) / 1e3
         self._last = event
         return self._seconds
 
 
 def bench_device() -> torch.device:
-    """Return the device that is judged."""
+    """Return the device to benchmark."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bench_preset() -> Preset:
-    """Return the preset that is judged on it."""
+    """Return the preset to benchmark on that device."""
     return preset("5b" if torch.cuda.is_available() else "tiny")
 
 
 def record_file() -> Path:
-    """Return where the leads of this machine are recorded, if they are."""
+    """Return the path of this machine's record of speed-ups; the file may not exist."""
     return gate.record_path(RECORDS, record_name(bench_device()), bench_preset().name)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make one benchmark of every case of every kernel family."""
+    """Parametrize ``case`` with every case of every kernel family."""
     if "case" in metafunc.fixturenames:
         from bench.cases import all_cases
 
@@ -139,7 +139,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> StreamCharEngine:
-    """Return the engine, warmed up: every step captured or run, every lazy choice made."""
+    """Return a warmed-up engine: every step is captured or has run, and every lazy choice is made."""
     name = bench_preset().name
     engine = StreamCharEngine.from_preset(name, random_weights=True, device=bench_device())
     watch_session(engine, WARM_UP_CHUNKS)
@@ -148,7 +148,7 @@ def engine() -> StreamCharEngine:
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest) -> Results:
-    """Return where the report is gathered."""
+    """Return the object that collects the results for the report."""
     return request.config.stash[RESULTS]
 
 
@@ -156,7 +156,7 @@ def results(request: pytest.FixtureRequest) -> Results:
 def session_verdicts(
     request: pytest.FixtureRequest, engine: StreamCharEngine, results: Results
 ) -> dict[str, Verdict]:
-    """Watch the 60-chunk session and return its verdicts by figure."""
+    """Measure the 60-chunk session and return its verdicts by figure."""
     results.session = watch_session(engine, CHUNKS)
     verdicts = list(gate.judge_session(results.session, request.config.getoption("budget_factor")))
     results.verdicts += verdicts
@@ -165,14 +165,14 @@ def session_verdicts(
 
 @pytest.fixture(scope="session")
 def comparison(engine: StreamCharEngine, results: Results) -> Comparison:
-    """Measure the baselines beside ours."""
+    """Measure the engine against the baselines."""
     results.comparison = compare_with_baselines(engine, sum(BASELINES[engine.device.type], ()))
     return results.comparison
 
 
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest, comparison: Comparison) -> dict[str, gate.Ratio]:
-    """Return the leads on record for this machine; none where ``--gate-record`` has this run write them."""
+    """Return the recorded speed-ups of this machine; with ``--gate-record``, write them and return none."""
     if request.config.getoption("gate_record"):
         gate.write_record(record_file(), comparison.ratios, environment(bench_device()))
         return {}
@@ -186,7 +186,7 @@ def _keep_benchmark(request: pytest.FixtureRequest, results: Results) -> Iterato
         return
     benchmark = request.getfixturevalue("benchmark")
     yield
-    # None when the test failed before it timed anything, or under --benchmark-disable.
+    # None if the test failed before it timed anything, or with --benchmark-disable.
     if benchmark.stats is not None:
         stats, calls = benchmark.stats.stats, benchmark.extra_info.get("calls", 1)
         results.benchmarks[request.node.name] = {
@@ -199,7 +199,7 @@ def _keep_benchmark(request: pytest.FixtureRequest, results: Results) -> Iterato
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the tables, and write them, the JSON and the plot."""
+    """Print the tables; write tables, JSON and plot."""
     results = config.stash[RESULTS]
     if not (results.benchmarks or results.session or results.comparison):
         return

@@ -1,39 +1,44 @@
-"""What one would write in PyTorch without this package: the peers of the fused passes.
+"""Plain PyTorch implementations of the fused passes, as peers.
 
-Each function works in the dtype it is given, as model code does, and is timed as it stands and under
-``torch.compile``. They are peers for speed, not references for accuracy.
+Each function works in the dtype of its inputs, as model code does, and is timed both eagerly and under
+``torch.compile``. They serve to compare speed. The references for accuracy, which compute in fp32 or fp64,
+are in the kernel families.
 """
 
 import torch
 import torch.nn.functional as F
 
+#: Two tensors of one kind: query and key, video and audio, weight and bias, cosine and sine.
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attend with whatever backend PyTorch picks; q, k, v: [batch, tokens, heads, head_dim]."""
+    """Attend with the backend that PyTorch chooses; q, k, v: [batch, tokens, heads, head_dim]."""
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
 
 
 def qkv_prologue(
-    qkv: torch.Tensor,
-    q_norm: torch.Tensor,
-    k_norm: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    slots: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    num_heads: int,
+    qkv: torch.Tensor, norms: Pair, rotation: Pair, slots: torch.Tensor, cache: Pair, num_heads: int
 ) -> torch.Tensor:
-    """Norm, rotate and store with one call an operation; arguments as the fused function's."""
-    head_dim, kv_heads = q_norm.shape[0], k_cache.shape[2]
+    """Normalize, rotate and store with one call per operation; return the queries.
+
+    Args:
+        qkv: [1, tokens, (num_heads + 2 * kv_heads) * head_dim].
+        norms: RMSNorm weights of queries and keys, [head_dim] each.
+        rotation: cosines and sines, [tokens, head_dim / 2] each.
+        slots: [1, tokens], slot of each token in the cache.
+        cache: keys and values, [1, capacity, kv_heads, head_dim] each, updated in place.
+        num_heads: query heads.
+    """
+    head_dim, kv_heads = norms[0].shape[0], cache[0].shape[2]
     heads = qkv.view(*qkv.shape[:2], num_heads + 2 * kv_heads, head_dim)
     q, k, v = heads.split([num_heads, kv_heads, kv_heads], dim=2)
-    q = _rotate(F.rms_norm(q, (head_dim,), q_norm, 1e-6), cos, sin)
-    k = _rotate(F.rms_norm(k, (head_dim,), k_norm, 1e-6), cos, sin)
+    q = _rotate(F.rms_norm(q, (head_dim,), norms[0], 1e-6), *rotation)
+    k = _rotate(F.rms_norm(k, (head_dim,), norms[1], 1e-6), *rotation)
     index = slots[0].long()
-    k_cache.index_copy_(1, index, k)
-    v_cache.index_copy_(1, index, v)
+    cache[0].index_copy_(1, index, k)
+    cache[1].index_copy_(1, index, v)
     return q
 
 
@@ -46,7 +51,14 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 def norm_modulate(
     x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, row_index: torch.Tensor
 ) -> torch.Tensor:
-    """RMSNorm, then ``* (1 + scale[row]) + shift[row]``; one modulation row a token, batch 1."""
+    """Apply RMSNorm, then ``* (1 + scale[row]) + shift[row]``.
+
+    Args:
+        x: [1, tokens, dim].
+        scale: [1, rows, dim].
+        shift: [1, rows, dim].
+        row_index: [1, tokens], modulation row of each token.
+    """
     row = row_index[0]
     y = F.rms_norm(x, (x.shape[-1],), None, 1e-6)
     return y * (1 + scale[:, row]) + shift[:, row]
@@ -55,68 +67,55 @@ def norm_modulate(
 def gated_norm_modulate(
     x: torch.Tensor,
     branch: torch.Tensor,
-    gate: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
+    modulation: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     row_index: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gated residual, then :func:`norm_modulate`."""
+) -> Pair:
+    """Add ``gate[row] * branch`` to ``x``, then apply :func:`norm_modulate`; return both results.
+
+    ``modulation`` is gate, scale and shift.
+    """
+    gate, scale, shift = modulation
     x = torch.addcmul(x, gate[:, row_index[0]], branch)
     return x, norm_modulate(x, scale, shift, row_index)
 
 
-def expert_up(
-    x: torch.Tensor,
-    w_video: torch.Tensor,
-    b_video: torch.Tensor,
-    w_audio: torch.Tensor,
-    b_audio: torch.Tensor,
-    num_video: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two linear layers, each with GELU."""
-    video = F.gelu(F.linear(x[:, :num_video], w_video, b_video), approximate="tanh")
-    audio = F.gelu(F.linear(x[:, num_video:], w_audio, b_audio), approximate="tanh")
-    return video, audio
+def expert_up(x: torch.Tensor, video: Pair, audio: Pair, num_video: int) -> Pair:
+    """Apply a linear layer (weight, bias) and GELU to each modality's tokens, of which video comes first."""
+    up = [
+        F.gelu(F.linear(tokens, *layer), approximate="tanh")
+        for tokens, layer in ((x[:, :num_video], video), (x[:, num_video:], audio))
+    ]
+    return up[0], up[1]
 
 
 def expert_down(
-    h_video: torch.Tensor,
-    h_audio: torch.Tensor,
-    w_video: torch.Tensor,
-    b_video: torch.Tensor,
-    w_audio: torch.Tensor,
-    b_audio: torch.Tensor,
+    hidden: Pair,
+    video: Pair,
+    audio: Pair,
     residual: torch.Tensor,
     gate: torch.Tensor,
     row_index: torch.Tensor,
 ) -> torch.Tensor:
-    """Two linear layers, joined, gated and added."""
-    h = torch.cat((F.linear(h_video, w_video, b_video), F.linear(h_audio, w_audio, b_audio)), dim=1)
+    """Apply a linear layer (weight, bias) to each modality, gate the result and add it to the residual."""
+    h = torch.cat([F.linear(each, *layer) for each, layer in zip(hidden, (video, audio))], dim=1)
     return torch.addcmul(residual, gate[:, row_index[0]], h)
 
 
-def sampler_step(
-    x_video: torch.Tensor,
-    x_audio: torch.Tensor,
-    v_video: torch.Tensor,
-    v_audio: torch.Tensor,
-    sigmas: torch.Tensor,
-    step: torch.Tensor,
-) -> None:
-    """Predict x0 and re-noise it, one modality after the other, with PyTorch's generator."""
+def sampler_step(latents: Pair, velocities: Pair, sigmas: torch.Tensor, step: torch.Tensor) -> None:
+    """Predict x0 and re-noise it in place, per modality, with PyTorch's random generator."""
     sigma, following = sigmas[step], sigmas[step + 1]
-    for x, v in ((x_video, v_video), (x_audio, v_audio)):
+    for x, v in zip(latents, velocities):
         x0 = x - sigma * v
         x.copy_((1 - following) * x0 + following * torch.randn_like(x))
 
 
-def egress_rgb(frames: torch.Tensor) -> torch.Tensor:
-    """Bytes of frames [F, 3, H, W] as [F, H, W, 3]."""
+def frames_rgb(frames: torch.Tensor) -> torch.Tensor:
+    """Convert frames [frames, 3, height, width] in [-1, 1] to uint8 [frames, height, width, 3]."""
     return ((frames + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def egress_yuv(frames: torch.Tensor) -> torch.Tensor:
-    """BT.709 limited-range I420 of frames [F, 3, H, W] as [F, H * 3 / 2, W]."""
+def frames_yuv(frames: torch.Tensor) -> torch.Tensor:
+    """Convert frames to BT.709 limited-range I420, uint8 [frames, height * 3 / 2, width]."""
     r, g, b = ((frames.float() + 1) * 0.5).clamp(0, 1).unbind(1)
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b
     planes = [16 + 219 * y]

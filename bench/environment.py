@@ -1,4 +1,4 @@
-"""Say what was measured on: device, its state, versions, date."""
+"""Describe the machine that a measurement ran on: device, device state, versions, date."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Describe the device, its state, the versions and the date as plain JSON values."""
+    """Return device, device state, versions and date as plain JSON values."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -41,9 +41,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Return the processor's model and the instructions that PyTorch uses of it.
+    """Return the CPU's model and the instruction set that PyTorch uses on it.
 
-    Virtual machines give different processors one name; the instructions tell some of them apart.
+    Virtual machines may report one model for different CPUs; the instruction set tells some of them apart.
     """
     try:
         lines = _CPUINFO.read_text().splitlines()
@@ -55,10 +55,10 @@ def cpu_name() -> str:
 
 
 def record_name(device: torch.device) -> str:
-    """Return the name under which the leads of this machine are recorded.
+    """Return the name under which the speed-ups of this machine are recorded.
 
-    A GPU is one by its name. Of a CPU the threads count too: they share the work of ours and of a baseline
-    in different proportions.
+    A GPU is identified by its name. A CPU is identified by model, instruction set and number of threads: the
+    engine and the baselines scale differently with threads.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

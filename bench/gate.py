@@ -1,12 +1,12 @@
-"""Decide from what was measured whether the engine keeps its promises. Nothing here touches a clock.
+"""Judge measurements of the engine against its limits. This module measures nothing itself.
 
-Each figure is judged on its own and says what it is, what it may be, and what it was. A figure that could not
-be measured fails: the gate has no way to pass by not looking.
+Each figure gets one verdict, which states the figure, its limit and the measured value. A figure that could
+not be measured fails.
 
-A lead over a baseline is held against the record of the same machine (:func:`bench.environment.record_name`),
-and fails when it has fallen by more than the record's noise. A machine without a record, a stranger's or a
-runner on its first day, has nothing to fall behind: there the lead is held against :data:`LEAST_LEAD` alone,
-which the table says. So it is in the run that writes a record (``--gate-record``).
+The speed-up over a baseline is compared with the record of the same machine
+(:func:`bench.environment.record_name`), and fails if it is below the record by more than the record's noise.
+A machine without a record, and a run that writes one (``--gate-record``), only has to reach
+:data:`MIN_SPEED_UP`, as the table says.
 """
 
 import itertools
@@ -20,20 +20,22 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-#: Resident memory that may come with every chunk, by :func:`slope`. Six sessions of 60 chunks on a busy CPU
-#: rose by 0 to 1.9 KiB a chunk: what the measuring itself notes, and pages of the allocator. One frame of the
-#: smallest preset, leaked with every chunk, is 27 KiB.
+#: Allowed growth of resident memory per chunk, by :func:`slope`. In six sessions of 60 chunks on a busy CPU
+#: it grew by 0 to 1.9 KiB per chunk: records of the measurement itself, and pages of the allocator. A leak of
+#: one frame of the smallest preset per chunk is 27 KiB.
 MEMORY_TOLERANCE_BYTES = 16 * 2**10
-#: Fewer chunks than these, once the window is full, do not tell a slope from a step.
-LEAST_STEADY_CHUNKS = 10
-#: Seconds of work for a second of media once the window is full; seconds from opening to the first media.
-LARGEST_RTF, LONGEST_START = 0.8, 2.0
-#: Without a record: a baseline does all of our work and more, and must not be faster for it.
-LEAST_LEAD = 1.0
-#: A recorded ratio's noise is this many standard deviations of its repeats, and at least this share of it.
-NOISE_DEVIATIONS, LEAST_NOISE = 3.0, 0.05
-#: Contenders compute the same chunk; their latents may differ by what rounding does in four steps.
+#: Fewer chunks with a full window than this cannot distinguish a slope from a single step.
+MIN_STEADY_CHUNKS = 10
+#: Seconds of work per second of media once the window is full; seconds from opening to the first media.
+MAX_RTF, MAX_START_SECONDS = 0.8, 2.0
+#: Limit without a record: a baseline does all of the engine's work and more, so it must not be faster.
+MIN_SPEED_UP = 1.0
+#: The noise of a recorded ratio: this many standard deviations of its repeats, at least this share of it.
+NOISE_DEVIATIONS, MIN_NOISE = 3.0, 0.05
+#: Largest relative error between the latents of two contenders, which differ by the rounding of four steps.
 AGREEMENT = 2e-2
+#: The measured value of a figure that was not measured.
+NOT_MEASURED = "no value"
 #: The figures of a session, in the order of :func:`judge_session`.
 SESSION_FIGURES = (
     "chunk latency p99",
@@ -44,11 +46,11 @@ SESSION_FIGURES = (
     "memory growth",
     "graphs captured after warm-up",
     "programs compiled after warm-up",
-    "steps run for a chunk",
+    "steps run per chunk",
 )
-#: What is aimed at, by kind of device: reported, not judged. On a CPU both sides run the same operations, so
-#: a lead is the work saved: of the tiny preset, 4 x (320 + 612 tokens) against 4 x 320 + 288, weighted by
-#: their attention, comes to 1.96 for the memory alone. Recomputing everything means the prefix as well.
+#: Targets by device type, which are reported but not judged. On a CPU both sides run the same operations, so
+#: the speed-up is the work saved: for the tiny preset, 4 x (320 + 612) tokens against 4 x 320 + 288, weighted
+#: by their attention, give 1.96 for the KV cache alone. Full recomputation also includes the prefix.
 TARGETS = {
     "cpu": {"eager-prefix": ("at least", 2.0)},
     "cuda": {
@@ -63,69 +65,69 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a watched session was measured to do.
+    """Measurements of one session.
 
     Attributes:
         budget_seconds: playback time of a chunk.
-        latencies: seconds from asking for a chunk to having it on the host, one a chunk.
-        stages: per stage of the engine, seconds, one a chunk.
-        first_frame_seconds: from opening the session to its first picture on the host.
-        first_audio_seconds: the same for sound.
-        deadlines_met: share of the chunks in time for a viewer who never waits.
-        underruns: times that a viewer who does wait ran out of media.
-        worst_stall_seconds: the longest of those waits.
-        skew_samples: the most that picture, sound and their stamps lay apart.
-        window_chunks: chunks until history and conditioning are full.
-        captures: graphs captured by the end of warm-up, and by the end of the session.
-        compilations: programs compiled, likewise.
+        latencies: for each chunk, seconds from its request to its arrival on the host.
+        stages: seconds of each chunk, by stage of the engine.
+        deadlines_met: share of chunks in time for a viewer who never waits.
+        underruns: stalls of a viewer who waits for late chunks.
+        worst_stall_seconds: the longest stall.
+        first_frame_seconds: seconds from opening the session to the first picture on the host.
+        first_audio_seconds: seconds from opening the session to the first sound on the host.
         replays: steps run for each chunk.
-        resident_bytes: of the process after each chunk; empty where the system does not say.
-        device_bytes: allocated on the GPU after each chunk; empty without one.
-        device_segments: requests for memory that the allocator had made of the driver, after each chunk.
+        skew_samples: largest distance between the picture, the sound and their time stamps.
+        window_chunks: chunks until history and conditioning are full.
+        captures: graphs captured by the end of the warm-up and by the end of the session.
+        compilations: programs compiled by the end of the warm-up and by the end of the session.
+        resident_bytes: resident memory of the process after each chunk; empty if unknown.
+        device_bytes: GPU memory allocated after each chunk; empty without a GPU.
+        device_segments: segments requested from the driver by the time of each chunk; empty without a GPU.
     """
 
     budget_seconds: float
     latencies: list[float]
     stages: dict[str, list[float]]
-    first_frame_seconds: float
-    first_audio_seconds: float
     deadlines_met: float
     underruns: int
     worst_stall_seconds: float
+    first_frame_seconds: float
+    first_audio_seconds: float
+    replays: list[int]
     skew_samples: int
     window_chunks: int
     captures: tuple[int, int]
     compilations: tuple[int, int]
-    replays: list[int]
     resident_bytes: list[int] = field(default_factory=list)
     device_bytes: list[int] = field(default_factory=list)
     device_segments: list[int] = field(default_factory=list)
 
     @property
     def missed(self) -> int:
-        """Chunks that came too late for a viewer who never waits."""
+        """Number of chunks that were late for a viewer who never waits."""
         return round((1 - self.deadlines_met) * len(self.latencies))
 
     @property
     def rtf(self) -> float:
-        """Seconds of work for a second of media, once the window is full; below 1 is faster than playback."""
+        """Seconds of work per second of media once the window is full; below 1 is faster than playback."""
         steady = self.latencies[self.window_chunks :] or self.latencies
         return statistics.fmean(steady) / self.budget_seconds if steady else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field and the figures made of them as plain JSON values."""
+        """Return all fields and the figures derived from them as plain JSON values."""
         figures = {f"p{share:g}_seconds": percentile(self.latencies, share) for share in (50, 99)}
         return asdict(self) | figures | {"max_seconds": max(self.latencies), "rtf": self.rtf}
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How far ahead of a baseline the engine is, or was when it was recorded.
+    """Speed-up of the engine over a baseline.
 
     Attributes:
-        ratio: seconds of the baseline for one of ours.
-        noise: how far a later measurement of the same code may lie below it.
-        repeats: the ratios that both are made of.
+        ratio: seconds of the baseline per second of the engine.
+        noise: how far a later measurement of the same code may fall below ``ratio``.
+        repeats: the repeated measurements from which both are computed.
     """
 
     ratio: float
@@ -137,7 +139,7 @@ class Ratio:
         """Summarise the ratios of independent repeats."""
         middle = statistics.median(repeats)
         spread = statistics.stdev(repeats) if len(repeats) > 1 else 0.0
-        return cls(middle, max(NOISE_DEVIATIONS * spread, LEAST_NOISE * middle), list(repeats))
+        return cls(middle, max(NOISE_DEVIATIONS * spread, MIN_NOISE * middle), list(repeats))
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,10 @@ class Verdict:
 
     Attributes:
         figure: what was measured.
-        measured: in words, with its unit.
-        limit: what it may be, in words.
-        passed: whether it is.
-        remedy: what to do about a failure, where that is known.
+        measured: the measured value with its unit.
+        limit: the allowed values, in words.
+        passed: whether the value is within the limit.
+        remedy: what to do about a failure, or "".
     """
 
     figure: str
@@ -164,9 +166,9 @@ class Verdict:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that ``share`` per cent of the values do not exceed.
+    """Return the smallest value that at least ``share`` per cent of the values do not exceed.
 
-    Of 60 values the 99th percentile is the largest: no sample is averaged away.
+    The result is always one of the values: the 99th percentile of 60 values is the largest.
     """
     if not values:
         return math.nan
@@ -174,10 +176,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def skew_samples(chunks: Iterable[tuple[int, ...]]) -> int:
-    """Return the most that the streams of a session and their stamp lie apart, in samples.
+    """Return the largest distance between the streams of a session and their time stamps, in samples.
 
     Args:
-        chunks: of each chunk, in order, its start_sample and how long each of its streams is, in samples.
+        chunks: for each chunk, in order, its start_sample and the length of each stream in samples.
     """
     worst = 0
     ends: list[int] = []
@@ -190,11 +192,11 @@ def skew_samples(chunks: Iterable[tuple[int, ...]]) -> int:
 
 
 def growth(values: Sequence[float], settled: int) -> float:
-    """Return by how much a series rose from when it had settled to its end, judged by medians of ten.
+    """Return the median of the last ten values minus the median of the first ten after ``settled``.
 
     Args:
-        values: one a chunk.
-        settled: chunks that are left out first.
+        values: one value per chunk.
+        settled: number of chunks to skip at the start.
     """
     steady = values[settled:]
     if not steady:
@@ -204,17 +206,17 @@ def growth(values: Sequence[float], settled: int) -> float:
 
 
 def slope(values: Sequence[float], settled: int) -> float:
-    """Return by how much a series rises a chunk once it has settled, NaN where it is too short to tell.
+    """Return the growth of a series per chunk after ``settled``, or NaN if the series is too short.
 
-    It is the Theil-Sen estimate, the median of the slopes between all pairs: neither one step nor a value
-    that goes to and fro looks like a leak, and a leak that comes in steps does.
+    This is the Theil-Sen estimate, the median of the slopes between all pairs of values. A single step or an
+    alternating value gives no slope, and a leak that grows in steps does.
 
     Args:
-        values: one a chunk.
-        settled: chunks that are left out first.
+        values: one value per chunk.
+        settled: number of chunks to skip at the start.
     """
     steady = list(enumerate(values))[settled:]
-    if len(steady) < LEAST_STEADY_CHUNKS:
+    if len(steady) < MIN_STEADY_CHUNKS:
         return math.nan
     return statistics.median(
         (later - earlier) / (end - start)
@@ -223,14 +225,14 @@ def slope(values: Sequence[float], settled: int) -> float:
 
 
 def judge_session(measured: Measurements, budget_factor: float = 1.0) -> Iterator[Verdict]:
-    """Judge a watched session.
+    """Judge the measurements of a session.
 
     Args:
-        measured: what it did.
-        budget_factor: what the budget is multiplied by, above 0; below 1 tightens the gate.
+        measured: the measurements.
+        budget_factor: factor on the budget, above 0; below 1 tightens the gate.
 
     Yields:
-        one verdict for each of :data:`SESSION_FIGURES`.
+        One verdict for each of :data:`SESSION_FIGURES`, in order.
     """
     budget = measured.budget_seconds * budget_factor
     p99 = percentile(measured.latencies, 99)
@@ -248,13 +250,13 @@ def judge_session(measured: Measurements, budget_factor: float = 1.0) -> Iterato
         measured.deadlines_met >= 1.0 and measured.underruns == 0,
     )
     rtf = measured.rtf
-    yield Verdict("real-time factor", f"{rtf:.3f}", f"below {LARGEST_RTF:g}", rtf < LARGEST_RTF)
+    yield Verdict("real-time factor", f"{rtf:.3f}", f"below {MAX_RTF:g}", rtf < MAX_RTF)
     seen, heard = measured.first_frame_seconds, measured.first_audio_seconds
     yield Verdict(
         "first media",
         f"picture {seen:.3f} s, sound {heard:.3f} s",
-        f"in under {LONGEST_START:g} s",
-        seen < LONGEST_START and heard < LONGEST_START,
+        f"below {MAX_START_SECONDS:g} s",
+        seen < MAX_START_SECONDS and heard < MAX_START_SECONDS,
     )
     skew = measured.skew_samples
     yield Verdict("audio-video skew", f"{skew} samples", "0 samples", skew == 0)
@@ -264,27 +266,26 @@ def judge_session(measured: Measurements, budget_factor: float = 1.0) -> Iterato
         ("programs compiled", measured.compilations),
     ):
         yield Verdict(f"{what} after warm-up", f"{after - before}", "0", after == before)
-    # The first chunk has none to commit before it, the second commits the sink too.
+    # The first chunk commits nothing before it, and the second also commits the sink.
     steady = measured.replays[2:] or measured.replays
     least, most = (min(steady), max(steady)) if steady else (0, -1)
-    # The count is the same for every chunk, or some chunk did other work than the rest.
-    yield Verdict("steps run for a chunk", f"{least} to {most}", "the same for all", least == most)
+    yield Verdict("steps run per chunk", f"{least} to {most}", "equal for all chunks", least == most)
 
 
 def judge_ratio(name: str, measured: Ratio | None, recorded: Ratio | None, remedy: str) -> Verdict:
-    """Judge the lead over a baseline against the lead that was recorded for this machine.
+    """Judge the speed-up over a baseline against the recorded speed-up of this machine.
 
     Args:
-        name: the baseline.
-        measured: the lead in this run, None if it was not measured.
-        recorded: the lead on record, None if there is no record.
-        remedy: how a record is made.
+        name: name of the baseline.
+        measured: speed-up in this run; None if it was not measured.
+        recorded: recorded speed-up; None if there is no record.
+        remedy: how to write a record.
     """
     figure = f"speed-up over {name}"
     if measured is None:
-        return Verdict(figure, "nothing", "measured in this run", False)
+        return Verdict(figure, NOT_MEASURED, "measured in this run", False)
     if recorded is None:
-        least, why = LEAST_LEAD, "no record of this machine; it does all of our work and more"
+        least, why = MIN_SPEED_UP, "no record of this machine; the baseline does more work"
     else:
         least = recorded.ratio - recorded.noise
         why = f"recorded {recorded.ratio:.2f}, noise {recorded.noise:.2f}"
@@ -292,37 +293,38 @@ def judge_ratio(name: str, measured: Ratio | None, recorded: Ratio | None, remed
         figure,
         f"{measured.ratio:.2f}",
         f"at least {least:.2f} ({why})",
-        # NaN compares false and so fails.
+        # NaN compares false, so it fails.
         bool(measured.ratio >= least),
-        "" if recorded is None else "if the slow-down is meant, " + remedy,
+        "" if recorded is None else "if the slow-down is intended, " + remedy,
     )
 
 
 def judge_agreement(name: str, error: float) -> Verdict:
-    """Judge whether a baseline computed the same chunk: a lead over other work would mean nothing."""
+    """Judge whether a baseline computed the same chunk; without that its speed-up means nothing."""
     limit = f"at most {AGREEMENT:g} (relative)"
-    return Verdict(f"difference of {name} from ours", f"{error:.1e}", limit, bool(error <= AGREEMENT))
+    return Verdict(f"error of {name} against the engine", f"{error:.1e}", limit, bool(error <= AGREEMENT))
 
 
 def targets(kind: str, figures: Mapping[str, float]) -> Iterator[Verdict]:
-    """Compare figures with what is aimed at on a kind of device; for the report, nothing fails by it."""
+    """Compare figures with the targets of a device type. The report shows the result; the gate ignores it."""
     for name, (bound, aim) in TARGETS.get(kind, {}).items():
         figure = figures.get(name, math.nan)
         met = figure >= aim if bound == "at least" else figure <= aim
-        yield Verdict(name, f"{figure:.3g}" if name in figures else "nothing", f"{bound} {aim:g}", bool(met))
+        measured = f"{figure:.3g}" if name in figures else NOT_MEASURED
+        yield Verdict(name, measured, f"{bound} {aim:g}", bool(met))
 
 
 def record_path(folder: Path, device: str, preset: str) -> Path:
-    """Return where the record of a device and preset is kept."""
+    """Return the path of the record of a device and preset."""
     slug = re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
     return folder / f"{slug}_{preset}.json"
 
 
 def read_record(file: Path) -> dict[str, Ratio]:
-    """Return the recorded leads by baseline; empty if there is no record.
+    """Return the recorded speed-ups by baseline; empty if there is no record.
 
     Raises:
-        ValueError: the file is no record of this schema.
+        ValueError: the file is not a record of this schema.
     """
     if not file.is_file():
         return {}
@@ -332,11 +334,13 @@ def read_record(file: Path) -> dict[str, Ratio]:
             raise ValueError(f"schema {content['schema']}")
         return {name: Ratio(**ratio) for name, ratio in content["ratios"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} must be a record of schema {SCHEMA}, got {error}; write it anew") from error
+        raise ValueError(
+            f"{file} must be a record of schema {SCHEMA}, got {error}; record it again"
+        ) from error
 
 
 def write_record(file: Path, ratios: Mapping[str, Ratio], environment: Mapping[str, Any]) -> None:
-    """Write the leads of this run as the record that later runs are judged by."""
+    """Write the speed-ups of this run as the record for later runs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "schema": SCHEMA,
@@ -352,11 +356,11 @@ def _memory(measured: Measurements) -> Verdict:
     if measured.resident_bytes:
         rise = slope(measured.resident_bytes, settled)
         kept.append(rise <= MEMORY_TOLERANCE_BYTES)
-        parts.append(f"{rise / 2**10:+.1f} KiB resident a chunk")
+        parts.append(f"{rise / 2**10:+.1f} KiB resident per chunk")
     if measured.device_bytes:
         grown = growth(measured.device_bytes, settled)
         asked = growth(measured.device_segments, settled)
         kept.append(grown <= 0 and asked <= 0)
         parts.append(f"{grown:+.0f} bytes and {asked:+.0f} segments on the device")
-    limit = f"at most {MEMORY_TOLERANCE_BYTES / 2**10:.0f} KiB resident a chunk, and 0 on the device"
-    return Verdict("memory growth", ", ".join(parts) or "nothing", limit, bool(kept) and all(kept))
+    limit = f"at most {MEMORY_TOLERANCE_BYTES / 2**10:.0f} KiB resident per chunk and 0 on the device"
+    return Verdict("memory growth", ", ".join(parts) or NOT_MEASURED, limit, bool(kept) and all(kept))

@@ -1,17 +1,17 @@
-"""Prove the kernels and measure what a chunk is to reach, on a GPU, in one command of under nine minutes.
+"""Check the kernels and measure chunks and kernels on a GPU, in one command of under nine minutes.
 
-``python -m bench.h100 --out DIR`` goes through its stages in order of importance:
+``python -m bench.h100 --out DIR`` runs its stages in order of importance:
 
-    numerics    every kernel family against float64: no time of a wrong kernel means anything
-    chunk       the session of 60 chunks that the gate judges, the four denoising steps beside those of the
-                paper's chunk, the lead over peers that recompute their conditioning
-    kernels     the device's own ceilings, then each operation beside its peers
+    numerics    every kernel family against float64, because the time of a wrong kernel means nothing
+    chunk       the session of 60 chunks that the gate judges, the denoising steps of this chunk and of the
+                paper's, the speed-up over baselines that recompute their conditioning
+    kernels     the device's peak rates, then each operation and its peers
 
-and keeps what it has after every one of them in DIR: ``report.json`` (every sample, device, versions, date),
-``report.md`` (the tables on the screen), ``latency.png`` and ``choices.json``, which takes effect in the
-place of ``kernels/choices.json``. The deadline holds in the middle of a stage too; what no longer fits is
-left out by name. ``--tune`` adds the tiles that each matrix kernel could take. Without a GPU the same code
-runs the ``tiny`` preset on the PyTorch path: that tests the harness, and says nothing about a GPU.
+After every stage it writes its results to DIR: ``report.json`` (all samples, device, versions, date),
+``report.md`` (the tables on the screen), ``latency.png`` and ``choices.json``, which can replace
+``kernels/_shared/choices.json``. The deadline also interrupts a running stage; the report names the stages
+that were left out. ``--tune`` also times the tile sizes that each matrix kernel could use. Without a GPU the
+same code runs the ``tiny`` preset on the PyTorch path, which tests the harness and says nothing about a GPU.
 """
 
 import gc
@@ -37,29 +37,31 @@ from bench.timing import compare, input_sets
 from bench.tuning import all_tunings
 from streamchar.config import preset
 from streamchar.engine import StreamCharEngine
-from streamchar.kernels._compat import FP8
-from streamchar.kernels.configs import record_choice
+from streamchar.kernels._shared.compat import FP8
+from streamchar.kernels._shared.configs import record_choice
 from streamchar.numerics import relative_error
 
 SCHEMA = 1
-#: Contenders of one case are the same function up to the rounding of the narrowest dtype they use.
+#: Largest relative error between contenders of a case, by unit: the rounding of the narrowest dtype in use.
 AGREEMENT = {"bf16": 0.02, "fp32": 0.02, "fp8": 0.2}
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for report.json, report.md, latency.png, choices.json.")],
     device: Annotated[str, typer.Option(help="cuda, cuda:1, or cpu to test the harness.")] = "",
-    preset_name: Annotated[str, typer.Option("--preset", help="5b, or tiny.")] = "",
-    only: Annotated[str, typer.Option(help="Run the stages and cases whose name contains this.")] = "",
-    compiled: Annotated[bool, typer.Option(help="Build the kernels' torch.compile peers (GPU only).")] = True,
+    preset_name: Annotated[str, typer.Option("--preset", help="5b or tiny.")] = "",
+    only: Annotated[str, typer.Option(help="Run only stages and cases whose name contains this.")] = "",
+    compiled: Annotated[
+        bool, typer.Option(help="Also time torch.compile peers of the kernels (GPU).")
+    ] = True,
     tune: Annotated[bool, typer.Option(help="Also time the candidate tiles of the matrix kernels.")] = False,
-    seconds: Annotated[float, typer.Option(help="Stop after this long, whatever runs.")] = 500.0,
+    seconds: Annotated[float, typer.Option(help="Deadline in seconds; interrupts a running stage.")] = 500.0,
 ) -> None:
     """Check, measure and report; exit 1 if a kernel is wrong or unchecked or a stage fails, 0 otherwise."""
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = where.type == "cuda"
     if on_gpu and where.index is not None:
-        # Streams, events and graphs are made on the current device.
+        # Streams, events and graphs are created on the current device.
         torch.cuda.set_device(where)
     setting = Setting(
         preset(preset_name or ("5b" if on_gpu else "tiny")),
@@ -68,7 +70,7 @@ def main(
         compiled and on_gpu,
     )
     out.mkdir(parents=True, exist_ok=True)
-    # A log has no width of its own; the widest table needs this much.
+    # Without a terminal there is no width; the widest table needs this much.
     console = Console(width=None if sys.stdout.isatty() else 150)
     with _progress(console) as progress:
         bar = progress.add_task("", total=None)
@@ -88,7 +90,7 @@ def main(
 
 
 def proven(results: dict[str, Any]) -> bool:
-    """Say whether every kernel was checked and is right, and no stage failed."""
+    """Return whether every kernel was checked and is right, and no stage failed."""
     checked = bool(results["numerics"]) and "numerics" not in results["left_out"]
     return checked and not results["failed"] and all(check["passed"] for check in results["numerics"])
 
@@ -103,16 +105,16 @@ def measure(
     say: Callable[[str], None] = print,
     build: Callable[[], StreamCharEngine] | None = None,
 ) -> dict[str, Any]:
-    """Go through the stages and return what report.json then holds.
+    """Run all stages and return the content of report.json.
 
     Args:
-        setting: where and at what size.
-        out: an existing folder.
-        seconds: until the deadline.
-        only: a part of the names of the stages and cases to run; numerics always run.
-        tune: whether the tiles of the matrix kernels are timed too.
-        say: told of every stage before it begins.
-        build: makes the engine; by default the setting's preset with random weights.
+        setting: device, preset and dtype.
+        out: folder to write to; must exist.
+        seconds: time until the deadline.
+        only: run only stages and cases whose name contains this; the numerics stage always runs.
+        tune: whether to time the candidate tiles of the matrix kernels too.
+        say: called with the name of every stage before it begins.
+        build: builds the engine; by default with the setting's preset and random weights.
     """
     where, kind = setting.device, setting.device.type
     found = plot.Results()
@@ -138,7 +140,7 @@ def measure(
     name = setting.preset.name
     make = build or partial(StreamCharEngine.from_preset, name, random_weights=True, device=where)
     measure_chunk(run, make, kind, found, only)
-    # The kernels' inputs need the memory that the engine had.
+    # Free the engine's memory for the inputs of the kernels.
     gc.collect()
     with torch.inference_mode():
         if kind == "cuda":
@@ -169,14 +171,14 @@ def _sections(results: dict[str, Any]) -> list[report.Section]:
 
 
 def time_case(case: Case, setting: Setting, out: Path) -> dict[str, Any]:
-    """Build, cross-check and time one case; a peer that cannot run is left out with its reason."""
+    """Build and time one case; a peer that fails or computes something else is reported and not timed."""
     sets = [case.build(seed) for seed in range(input_sets(case.bytes, setting.device))]
     names, failures = list(sets[0]), {}
     ours = sets[0][names[0]]()
     for name in names[1:]:
         try:
             theirs = sets[0][name]()
-        except Exception as error:  # a peer's failure must not cost the run: it is reported in its place
+        except Exception as error:  # a failing peer is reported and does not stop the run
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             continue
         if case.comparable:
@@ -219,11 +221,11 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Measure what this device reaches, by the unit of a case.
+    """Measure the peak rates of a device.
 
     Returns:
-        ``"fp32"``: bytes a second of a large copy, read and written, which bounds the fused passes;
-        ``"bf16"`` and ``"fp8"``: FLOP a second of a product of 8192 cubed.
+        By unit of a case, ``"fp32"``: bytes per second that a large copy reads and writes, which bounds the
+        fused passes; ``"bf16"`` and ``"fp8"``: FLOP per second of a product of two 8192 x 8192 matrices.
     """
     torch.cuda.empty_cache()
     source = torch.randn(2**29, device=device).to(torch.bfloat16)

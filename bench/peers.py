@@ -1,4 +1,4 @@
-"""Attention that others ship, each under one signature: q, k, v [batch, tokens, heads, head_dim]."""
+"""Attention from other libraries behind one signature: q, k, v [batch, tokens, heads, head_dim]."""
 
 import importlib
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from bench import eager
 
 Attention = Callable[..., torch.Tensor]
 
-#: Modules under which FlashAttention-3's forward is found: the ``fa3-fwd`` wheel's, and its own build's.
+#: Modules that hold FlashAttention-3's forward: the ``fa3-fwd`` wheel's, and that of a build from source.
 FA3_MODULES = ("fa3_fwd_interface", "flash_attn_interface")
 
 
 def attention(device: torch.device, compiled: bool) -> dict[str, Attention]:
-    """Return the 16-bit implementations that can run on ``device``, by name."""
+    """Return, by name, the 16-bit implementations that can run on ``device``."""
     if device.type != "cuda":
         return {"sdpa": eager.attention}
     found: dict[str, Attention] = {
         "sdpa flash": _sdpa(SDPBackend.FLASH_ATTENTION),
-        # PyTorch does not choose cuDNN by itself on Hopper, where it is the faster of its backends.
+        # On Hopper cuDNN is PyTorch's fastest backend, but PyTorch does not choose it on its own.
         "sdpa cudnn": _sdpa(SDPBackend.CUDNN_ATTENTION),
     }
     if compiled:
@@ -35,7 +35,10 @@ def attention(device: torch.device, compiled: bool) -> dict[str, Attention]:
 
 
 def attention_fp8(device: torch.device) -> dict[str, Attention]:
-    """Return the 8-bit implementations: q, k, v float8_e4m3fn and one scale [batch, heads] for all three."""
+    """Return, by name, the 8-bit implementations.
+
+    They take q, k and v in float8_e4m3fn and one scale [batch, heads] that applies to all three.
+    """
     fa3 = flash_attention_3() if device.type == "cuda" else None
     if fa3 is None:
         return {}
@@ -47,7 +50,7 @@ def attention_fp8(device: torch.device) -> dict[str, Attention]:
 
 
 def flash_attention_3() -> ModuleType | None:
-    """Return FlashAttention-3's module, None where its wheel is not installed or does not load."""
+    """Return FlashAttention-3's module, or None if it is not installed or does not load."""
     for name in FA3_MODULES:
         try:
             return importlib.import_module(name)

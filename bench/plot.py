@@ -1,4 +1,4 @@
-"""What a run of the gate leaves behind: one JSON, one table, and a plot of latency against budget."""
+"""The report of a run of the gate: JSON, tables, and a plot of latency against budget."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,16 +14,16 @@ from bench.gate import SCHEMA, Measurements, Verdict, percentile, targets
 from bench.lengths import ChunkLength
 from bench.report import Section, as_table
 
-#: What a chunk takes beyond the engine's stages.
+#: Label of the time of a chunk outside the engine's stages.
 _OTHER = "other"
 _SHARES = ("p50", "p99", "max")
-#: StreamChar (arXiv 2605.25659).
+#: From StreamChar (arXiv 2605.25659).
 PAPER_CHUNK = "the paper's whole chunk of T = 9, 33 frames: 1.34 s"
 
 
 @dataclass
 class Results:
-    """What a run has measured so far."""
+    """The measurements of a run so far."""
 
     session: Measurements | None = None
     comparison: Comparison | None = None
@@ -35,14 +35,14 @@ class Results:
 def as_dict(
     results: Results, environment: Mapping[str, Any], preset: str, kind: str, factor: float
 ) -> dict[str, Any]:
-    """Return a run as plain JSON values.
+    """Return the report of a run as plain JSON values.
 
     Args:
-        results: what was measured.
-        environment: machine, versions, date.
+        results: the measurements.
+        environment: machine, versions and date, from :func:`bench.environment.environment`.
         preset: name of the preset.
-        kind: ``"cpu"`` or ``"cuda"``.
-        factor: what the budget was multiplied by.
+        kind: device type, ``"cpu"`` or ``"cuda"``.
+        factor: factor on the budget.
     """
     session, comparison = results.session, results.comparison
     figures: dict[str, float] = {}
@@ -82,7 +82,7 @@ def as_dict(
 
 
 def sections(report: Mapping[str, Any]) -> Iterator[Section]:
-    """Yield the tables of a report, each as its title, headings and rows."""
+    """Yield the tables of a report as title, headings and rows."""
     about = report["environment"]
     title = f"{about['device']}, {about['threads']} threads, preset {report['preset']}, {about['date']}"
     rows = [
@@ -95,19 +95,19 @@ def sections(report: Mapping[str, Any]) -> Iterator[Section]:
         yield _session_section(report["session"])
     if report["baselines"]:
         rows = [_baseline_row(name, each) for name, each in report["baselines"].items()]
-        headings = ["one chunk denoised by", "median ms", "our lead", "noise"]
+        headings = ["contender", "median ms per chunk", "speed-up", "noise"]
         yield "Speed-up over recomputing the conditioning", headings, rows
     if report["lengths"]:
         rows = [_length_row(each) for each in report["lengths"]]
-        headings = ["chunk", "denoising steps, median ms", "of its playback"]
-        # The paper's figure is from hardware of its own: a mark, and no row to be compared with.
+        headings = ["chunk", "denoising steps, median ms", "of playback time"]
+        # The paper's time comes from other hardware, so it is named in the title instead of a row.
         yield f"Chunk lengths ({PAPER_CHUNK})", headings, rows
     if report["targets"]:
         rows = [
             [each["figure"], each["measured"], each["limit"], "met" if each["passed"] else "MISSED"]
             for each in report["targets"]
         ]
-        yield "Targets, not judged", ["figure", "measured", "aim", ""], rows
+        yield "Targets, not judged", ["figure", "measured", "target", ""], rows
     rows = [
         [
             name,
@@ -118,11 +118,11 @@ def sections(report: Mapping[str, Any]) -> Iterator[Section]:
         for name, each in report["benchmarks"].items()
     ]
     if rows:
-        yield "Parts", ["benchmark", "group", "median ms", "min", "max", "rounds"], rows
+        yield "Benchmarks", ["benchmark", "group", "median ms", "min", "max", "rounds"], rows
 
 
 def write(folder: Path, report: Mapping[str, Any]) -> list[Path]:
-    """Write JSON, tables and, where matplotlib is installed, the plot; return the files."""
+    """Write JSON, tables and, if matplotlib is installed, the plot; return the written files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "report.json", folder / "report.txt"]
     written[0].write_text(json.dumps(report, indent=1) + "\n")
@@ -138,13 +138,13 @@ def write(folder: Path, report: Mapping[str, Any]) -> list[Path]:
 
 
 def draw(file: Path, session: Mapping[str, Any], factor: float, preset: str) -> bool:
-    """Draw each chunk's latency, by stages, under its budget; return False without matplotlib.
+    """Draw the latency of each chunk, by stage, against the budget; return False without matplotlib.
 
     Args:
-        file: a PNG to write.
+        file: PNG file to write.
         session: from :meth:`bench.gate.Measurements.as_dict`.
-        factor: what the budget is multiplied by.
-        preset: named in the title.
+        factor: factor on the budget.
+        preset: name of the preset, for the title.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -159,7 +159,7 @@ def draw(file: Path, session: Mapping[str, Any], factor: float, preset: str) -> 
     below = [0.0] * len(latencies)
     stages = {name: times for name, times in session["stages"].items() if name != "total"}
     inside = [sum(times) for times in zip(*stages.values())] or below
-    # What the engine does not count: the session's own work and the way to the host.
+    # Outside the engine's stages: the session's own work and the wait for the copy to the host.
     stages[_OTHER] = [max(0.0, total - known) for total, known in zip(latencies, inside)]
     for name, times in stages.items():
         axes.bar(numbers, times, bottom=below, width=1.0, label=name)

@@ -1,4 +1,4 @@
-"""Turn the raw results of ``python -m bench.h100`` into tables, for the screen and for a page."""
+"""Tables of the results of ``python -m bench.h100``, for the console and for a Markdown page."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,16 +7,15 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-Rows = list[list[str]]
-#: Title, headings and rows of one table.
-Section = tuple[str, list[str], Rows]
+#: Title, headings and rows of a table.
+Section = tuple[str, list[str], list[list[str]]]
 
 _CASE_HEADINGS = [
     "operation",
     "implementation",
     "median µs",
     "95 %",
-    "ratio to ours",
+    "time / ours",
     "rate",
     "of ceiling",
     "target",
@@ -34,17 +33,17 @@ def as_table(section: Section) -> Table:
     return table
 
 
-def markdown(results: dict[str, Any], made: Iterable[Section]) -> str:
+def markdown(results: dict[str, Any], tables: Iterable[Section]) -> str:
     """Return the tables of a run as a Markdown page.
 
     Args:
-        results: what report.json holds.
-        made: its tables, in their order.
+        results: content of report.json.
+        tables: the tables in order.
     """
     about = results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items() if version)
     parts = [f"# {about['device']}, preset {results['preset']}", "", f"{about['date']}; {versions}", ""]
-    for title, headings, rows in made:
+    for title, headings, rows in tables:
         parts += [f"## {title}", "", _line(headings), _line(["---"] * len(headings))]
         parts += [_line(row) for row in rows] + [""]
     return "\n".join(parts)
@@ -55,7 +54,7 @@ def _line(cells: list[str]) -> str:
 
 
 def sections(results: dict[str, Any]) -> Iterator[Section]:
-    """Yield the tables of the kernels, and of what did not run or was left out."""
+    """Yield the tables of the kernels, and of stages that failed or were left out."""
     checks = results["numerics"]
     wrong = sum(not check["passed"] for check in checks)
     rows = [
@@ -88,10 +87,10 @@ def sections(results: dict[str, Any]) -> Iterator[Section]:
         ]
         yield f"Tiles of {tuning['name']}", ["tile", "median µs"], rows
     if results["failed"]:
-        yield "DID NOT RUN", ["operation and reason"], [[reason] for reason in results["failed"]]
+        yield "FAILED STAGES", ["stage and reason"], [[reason] for reason in results["failed"]]
     if results["left_out"]:
         yield (
-            "LEFT OUT, by the deadline or for want of an engine",
+            "LEFT OUT because of the deadline or without an engine",
             ["stage"],
             [[name] for name in results["left_out"]],
         )

@@ -1,4 +1,4 @@
-"""Stages of a run in order of importance, against a deadline that holds even in the middle of one."""
+"""A run of stages in order of importance, with a deadline that also interrupts a running stage."""
 
 import signal
 import time
@@ -9,25 +9,25 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Seconds after which a stage is interrupted again that has swallowed the first time.
-_AGAIN = 5.0
+#: Seconds between interrupts of a stage that swallows them.
+_INTERRUPT_INTERVAL = 5.0
 
 
 class OutOfTimeError(BaseException):
-    """The deadline has passed; no Exception, so that no compiler takes it for a failure of its own."""
+    """The deadline has passed. Not an Exception, so that no compiler handles it as its own failure."""
 
 
 @dataclass
 class Run:
-    """What has been done of a run and what has not.
+    """Runs stages until a deadline and records those that failed or did not run.
 
     Attributes:
-        seconds: until the deadline, from when the run was made.
-        keep: called after every stage, so that a run cut short keeps what it has.
-        say: told of every stage before it begins.
-        clock: seconds that never run backwards.
-        failed: stages that raised, each with its reason.
-        left_out: stages that did not begin, or not end, before the deadline.
+        seconds: time from the creation of the run to the deadline.
+        keep: called after every stage, so that an interrupted run keeps its results.
+        say: called with the name of every stage before it begins.
+        clock: returns monotonic seconds.
+        failed: stages that raised an exception, each with the reason.
+        left_out: stages that did not begin or did not end before the deadline.
     """
 
     seconds: float
@@ -42,13 +42,13 @@ class Run:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run was made."""
+        """Seconds since the run was created."""
         return self.clock() - self._started
 
     def stage(self, name: str, work: Callable[[], T]) -> T | None:
-        """Do the work and return its result; None where it failed or was left out, which is noted.
+        """Run the work and return its result; record a failure or a missed deadline and return None.
 
-        One stage that does not run must not cost the others their turn: no Exception leaves it.
+        No Exception leaves this method, so that the following stages still run.
         """
         left = self.seconds - self.elapsed
         if left <= 0:
@@ -59,8 +59,8 @@ class Run:
             with _interrupted_after(left):
                 return work()
         except OutOfTimeError:
-            self.left_out.append(f"{name} (broken off)")
-        except Exception as error:  # whatever a kernel or a compiler does on its first day on a device
+            self.left_out.append(f"{name} (interrupted)")
+        except Exception as error:  # a kernel or a compiler may raise anything on a new device
             self.failed.append(f"{name}: {type(error).__name__}: {error}"[:300])
         finally:
             self.keep()
@@ -73,7 +73,7 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
         raise OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _INTERRUPT_INTERVAL)
     try:
         yield
     finally:

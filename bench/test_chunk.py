@@ -1,4 +1,4 @@
-"""A whole chunk, from a session's point of view: everything between two chunks of media."""
+"""Time whole chunks of a session, from one chunk of media to the next."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ROUNDS, WARM_UP_ROUNDS = 8, 2
 
 
 def test_chunk(engine: StreamCharEngine, benchmark: Any) -> None:
-    """Time chunks of one session, and keep how their stages share the time."""
+    """Time chunks of one session and record the mean time of each stage."""
     picture = engine.preset.picture
     reference = torch.zeros(3, picture.height, picture.width)
     made: list[dict[str, float]] = []
@@ -30,5 +30,5 @@ def test_chunk(engine: StreamCharEngine, benchmark: Any) -> None:
 
 
 def test_chunk_lengths(engine: StreamCharEngine, results: Results) -> None:
-    """Time the denoising steps of this chunk and of the paper's, for the report."""
+    """Time the denoising steps of the preset's chunk and of the paper's, for the report."""
     results.lengths = compare_chunk_lengths(engine)

@@ -1,7 +1,8 @@
-"""Every kernel family at the preset's shapes, ours only; ``python -m bench.h100`` times the peers too.
+"""Time every kernel family at the preset's shapes, without peers; ``python -m bench.h100`` times those too.
 
-On a GPU the replay of a graph is timed, as :func:`bench.timing.compare` does: of one call on each of several
-input sets, since a launch from Python takes longer than the small kernels, and one input set lies in L2.
+On a GPU the replay of a CUDA graph is timed, as in :func:`bench.timing.compare`, because a launch from Python
+takes longer than the small kernels. The graph has one call on each of several input sets, because a single
+input set would stay in L2.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ ROUNDS, WARM_UP_ROUNDS = 10, 2
 
 
 def test_kernel(case: Case, benchmark: Any) -> None:
-    """Time our contender of one case; ``calls`` in the record says how many calls a round makes."""
+    """Time the kernel of one case; ``calls`` in the extra info is the number of calls per round."""
     device = bench_device()
     on_gpu = device.type == "cuda"
     with torch.inference_mode():

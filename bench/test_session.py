@@ -1,4 +1,4 @@
-"""The gate: a watched session of 60 chunks, and the lead over recomputing what is conditioned on."""
+"""The gate: a session of 60 chunks, and the speed-up over recomputing the conditioning."""
 
 import pytest
 
@@ -12,13 +12,13 @@ REMEDY = "record it with: pytest bench/ --benchmark --gate-record"
 
 @pytest.mark.parametrize("figure", gate.SESSION_FIGURES)
 def test_session(figure: str, session_verdicts: dict[str, gate.Verdict]) -> None:
-    """Every figure of the session keeps its limit."""
+    """Each figure of the session is within its limit."""
     _require(session_verdicts[figure])
 
 
 @pytest.mark.parametrize("name", sum(BASELINES[bench_device().type], ()))
 def test_speed_up(name: str, comparison: Comparison, record: dict[str, gate.Ratio], results: Results) -> None:
-    """The lead over a baseline in this run is the recorded one, and both computed the same chunk."""
+    """The speed-up over a baseline has not fallen below the record, and both computed the same chunk."""
     if name in comparison.failures:
         pytest.fail(f"baseline {name} could not run: {comparison.failures[name]}", pytrace=False)
     verdicts = [

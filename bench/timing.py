@@ -1,10 +1,10 @@
-"""Time several implementations of one operation against each other, in one process, fairly.
+"""Time several implementations of one operation against each other in one process.
 
-On a GPU every contender is captured into a CUDA graph that runs it once on each of several input sets, into
-outputs of their own, so that launch overhead, Python and a warm L2 favour nobody; the graphs are replayed in
-the order A B B A and timed with CUDA events. What cannot be captured is timed as a stream of launches and
-says so. On a CPU the same loop reads the wall clock, which exercises the harness and measures this machine,
-not a GPU.
+On a GPU each contender is captured in a CUDA graph that runs it once on each of several input sets, with
+separate outputs, so that launch overhead, Python and a warm L2 cache favour none of them. The graphs are
+replayed in the order A B B A and timed with CUDA events. A contender that cannot be captured is timed as a
+stream of launches, and its timing says so. On a CPU the same loop reads the wall clock: this tests the
+harness and says nothing about a GPU.
 """
 
 import gc
@@ -19,25 +19,17 @@ import torch
 
 Call = Callable[[], object]
 
-#: Bytes that successive calls must touch before one comes round again: five times the 50 to 60 MB of an L2.
-ROTATION_BYTES = 256 * 2**20
-#: Calls of a pass, at most; what touches less than 2 MiB is found in L2 all the same.
-MAX_INPUT_SETS = 128
-#: Time given to each contender of a case, in seconds, warm-up not counted.
-SECONDS_PER_CONTENDER = 0.25
-MIN_SAMPLES, MAX_SAMPLES = 10, 100
-
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contender took, per call.
+    """Time per call of one contender, in microseconds.
 
     Attributes:
-        name: the contender.
-        median_us: median of the samples, microseconds.
+        name: name of the contender.
+        median_us: median of the samples.
         low_us: lower end of the bootstrap 95 % interval of the median.
-        high_us: its upper end.
-        samples_us: every sample.
+        high_us: upper end of that interval.
+        samples_us: all samples.
         method: ``"graph"`` (CUDA graph replay), ``"stream"`` (launches) or ``"clock"`` (CPU wall clock).
     """
 
@@ -53,33 +45,43 @@ class Timing:
         return asdict(self)
 
 
+#: Bytes that calls touch before an input set is used again: five times an L2 cache of 50 to 60 MB.
+ROTATION_BYTES = 256 * 2**20
+#: Maximum calls per pass; calls that touch less than 2 MiB therefore still find their inputs in L2.
+MAX_INPUT_SETS = 128
+#: Bounds on the samples per contender.
+MIN_SAMPLES, MAX_SAMPLES = 10, 100
+#: Measuring time per contender of a case, without warm-up.
+SECONDS_PER_CONTENDER = 0.25
+
+
 def input_sets(bytes_per_call: float, device: torch.device) -> int:
-    """Return how many input sets to rotate so that none is found in L2; on a CPU, two."""
+    """Return how many input sets to rotate so that none is still in L2 when it is used again; 2 on a CPU."""
     if device.type != "cuda":
         return 2
     return max(2, min(MAX_INPUT_SETS, math.ceil(ROTATION_BYTES / max(bytes_per_call, 1.0))))
 
 
 def compare(contenders: Mapping[str, Sequence[Call]], device: torch.device) -> dict[str, Timing]:
-    """Time every contender, interleaved.
+    """Time all contenders, interleaved.
 
     Args:
-        contenders: for each name one callable per input set; all do the same work.
-        device: where the work runs.
+        contenders: by name, one callable per input set; all contenders do the same work.
+        device: device that runs the work.
 
     Returns:
-        a timing per name, in the order given.
+        One timing per contender, in the given order.
     """
-    runners = {name: _runner(calls, device) for name, calls in contenders.items()}
-    estimate = max(statistics.median(run() for _ in range(3)) for run, _, _ in runners.values())
+    passes = {name: _timed_pass(calls, device) for name, calls in contenders.items()}
+    estimate = max(statistics.median(run() for _ in range(3)) for run, _, _ in passes.values())
     rounds = max(MIN_SAMPLES, min(MAX_SAMPLES, int(SECONDS_PER_CONTENDER / max(estimate, 1e-7))))
-    samples: dict[str, list[float]] = {name: [] for name in runners}
-    order = list(runners)
+    samples: dict[str, list[float]] = {name: [] for name in passes}
+    order = list(passes)
     for index in range(rounds):
         for name in order if index % 2 == 0 else reversed(order):
-            run, calls, _ = runners[name]
+            run, calls, _ = passes[name]
             samples[name].append(run() / calls * 1e6)
-    return {name: _summary(name, values, runners[name][2]) for name, values in samples.items()}
+    return {name: _summary(name, values, passes[name][2]) for name, values in samples.items()}
 
 
 def bootstrap_interval(samples: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -95,35 +97,35 @@ def _summary(name: str, samples: list[float], method: str) -> Timing:
     return Timing(name, statistics.median(samples), low, high, samples, method)
 
 
-def _runner(calls: Sequence[Call], device: torch.device) -> tuple[Callable[[], float], int, str]:
-    """Return a function giving the seconds of one pass, the calls in a pass, and the method."""
+def _timed_pass(calls: Sequence[Call], device: torch.device) -> tuple[Callable[[], float], int, str]:
+    """Return a function that returns the seconds of one pass, the calls per pass, and the method."""
     for call in calls:
         call()
     if device.type != "cuda":
-        return lambda: _clock(calls), len(calls), "clock"
+        return lambda: clock_seconds(calls), len(calls), "clock"
     torch.cuda.synchronize(device)
     try:
         graph = capture(calls, device)
     except RuntimeError:
         # A failed capture leaves the stream unusable until it is synchronised.
         torch.cuda.synchronize(device)
-        return lambda: _events(lambda: [call() for call in calls], device), len(calls), "stream"
-    return lambda: _events(graph.replay, device), len(calls), "graph"
+        return lambda: event_seconds(lambda: [call() for call in calls], device), len(calls), "stream"
+    return lambda: event_seconds(graph.replay, device), len(calls), "graph"
 
 
 def capture(calls: Sequence[Call], device: torch.device) -> torch.cuda.CUDAGraph:
-    """Return a graph of all calls, one after the other, replayed once.
+    """Capture all calls, in order, in one graph, and replay it once.
 
     Raises:
-        RuntimeError: one of them cannot be captured.
+        RuntimeError: a call cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
-    # Collecting garbage may unload a module, which is not allowed while a stream is capturing.
+    # Garbage collection may unload a module, which is not allowed while a stream is capturing.
     gc.collect()
     gc.disable()
     try:
         with torch.cuda.graph(graph):
-            # Outputs that were let go of would be written over by the next call, in L2.
+            # The next call would reuse the memory of a freed output, which is still in L2.
             outputs = [call() for call in calls]
         del outputs
     finally:
@@ -133,7 +135,8 @@ def capture(calls: Sequence[Call], device: torch.device) -> torch.cuda.CUDAGraph
     return graph
 
 
-def _events(work: Callable[[], object], device: torch.device) -> float:
+def event_seconds(work: Call, device: torch.device) -> float:
+    """Run ``work`` and return its time on the device in seconds, measured with CUDA events."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     work()
@@ -142,7 +145,8 @@ def _events(work: Callable[[], object], device: torch.device) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _clock(calls: Sequence[Call]) -> float:
+def clock_seconds(calls: Sequence[Call]) -> float:
+    """Run all calls and return the wall-clock time in seconds."""
     start = time.perf_counter()
     for call in calls:
         call()

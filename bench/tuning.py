@@ -1,4 +1,4 @@
-"""Time the tiles that the matrix kernels could take, so that configs.py can hold what was measured."""
+"""Time the candidate tiles of the matrix kernels; the fastest ones are entered in ``configs.py``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -10,12 +10,15 @@ import torch
 from bench.cases import Setting
 from bench.timing import compare, input_sets
 from streamchar import kernels as K
-from streamchar.kernels import attention, experts
-from streamchar.kernels._compat import FP8
-from streamchar.kernels._dispatch import Launch
-from streamchar.kernels.configs import AttentionConfig, GemmConfig, gemm_config
+from streamchar.kernels._shared.compat import FP8
+from streamchar.kernels._shared.configs import AttentionConfig, GemmConfig, gemm_config
+from streamchar.kernels._shared.dispatch import Launch
+from streamchar.kernels.attention import forward as attention
+from streamchar.kernels.attention.arguments import AttentionArgs
+from streamchar.kernels.experts import forward as experts
+from streamchar.kernels.experts.arguments import ExpertArgs
 
-#: A tuning gives, for each candidate, its tile and its median time or the reason it has none.
+#: Returns, for each candidate, its tile and either its median time or the reason why it failed.
 Tuning = Callable[[], list[dict[str, Any]]]
 
 ATTENTION_CANDIDATES = [
@@ -72,7 +75,7 @@ def _attention(
             v = v.permute(0, 2, 3, 1).contiguous()
         table = K.segment_table([[(0, kv_len)]], kv_len, setting.device)
         out = torch.empty((1, q_len, heads, head_dim), dtype=torch.bfloat16, device=setting.device)
-        return attention._launch(out, None, q, k, v, table, scale, scale, scale, head_dim**-0.5, config)
+        return attention.launch(AttentionArgs(q, k, v, table, None, scale, scale, scale, out), config)
 
     moved = 2.0 * (q_len + kv_len) * heads * head_dim * dtype.itemsize
     return _time(setting, ATTENTION_CANDIDATES, launches, moved)
@@ -97,7 +100,7 @@ def _experts(setting: Setting, dtype: torch.dtype, up: bool) -> list[dict[str, A
         for block_m, block_n, block_k, num_warps, num_stages, blocks_per_sm in GEMM_CANDIDATES
         for group_m in (8, 16)
     ]
-    # What compiling for sm_90 could not decide: both cost registers, and hide an epilogue or a load.
+    # Compiling for sm_90 cannot decide these two: both cost registers and hide an epilogue or a load.
     candidates += [replace(default, flatten=True), replace(default, split_epilogue=False)]
 
     def launches(config: GemmConfig, seed: int) -> Launch:
@@ -113,11 +116,12 @@ def _experts(setting: Setting, dtype: torch.dtype, up: bool) -> list[dict[str, A
             scales = [torch.ones((1, size), device=setting.device) for size in sizes]
         if up:
             both = [torch.empty(each.shape, dtype=setting.dtype, device=setting.device) for each in hidden]
-            return experts._launch(*both, stream, None, *weights, *scales, config=config)
+            args = ExpertArgs(stream, None, *weights, video, scales[0], None, *scales[2:])
+            return experts.launch(args._replace(out_video=both[0], out_audio=both[1]), config)
         index = torch.zeros((1, tokens), dtype=torch.int32, device=setting.device)
         tail = draw(1, tokens, dit.dim), draw(1, 1, dit.dim), index
         out = torch.empty((1, tokens, dit.dim), dtype=setting.dtype, device=setting.device)
-        return experts._launch(out, None, *hidden, *weights, *scales, *tail, config=config)
+        return experts.launch(ExpertArgs(*hidden, *weights, video, *scales, *tail, out), config)
 
     moved = float(dit.dim * (dit.video_ffn + dit.audio_ffn) * dtype.itemsize)
     return _time(setting, candidates, launches, moved)
@@ -133,7 +137,7 @@ def _time(
         try:
             calls[0]()
             torch.cuda.synchronize(setting.device)
-        except Exception as error:  # a tile that does not fit is an answer too
+        except Exception as error:  # a tile that does not fit is reported as a failure
             failures[index] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
             continue
         contenders[str(index)] = calls

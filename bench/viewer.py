@@ -1,9 +1,8 @@
-"""Watch a session as a viewer would, and note everything the gate judges.
+"""Run a session in front of a simulated viewer and measure everything that the gate judges.
 
-Chunks are generated as fast as they come, but the viewer's clock counts the waits of a pacer that keeps
-generation one chunk ahead of playback: work is real, waiting is simulated, and a session of 80 seconds is
-watched in the time that its generation takes. A lead never grows beyond two chunks, so a slow chunk late in
-the session is as much of a stall as one at its start.
+A pacer keeps generation one chunk ahead of playback. The work is real and the pacer's waits are simulated, so
+a session of 80 seconds takes only the time to generate it. The lead never exceeds two chunks, so a slow chunk
+late in the session causes as much of a stall as one at the start.
 """
 
 import itertools
@@ -16,43 +15,44 @@ from pathlib import Path
 import torch
 
 from bench.gate import Measurements, skew_samples
+from bench.playback import watch
 from streamchar.engine import StreamCharEngine
-from streamchar.pacing import Pacer, watch
+from streamchar.session import Pacer
 
-#: Of the session that is judged, and of the one before it that warms up.
+#: Chunks of the session that is judged, and of the warm-up session before it.
 CHUNKS, WARM_UP_CHUNKS = 60, 2
 _SENTENCE = "The river keeps moving under the old bridge while the town wakes up and the lamps go out. "
 _STATM = Path("/proc/self/statm")
 
 
 class ViewerClock:
-    """Real time plus all the waits that were only simulated."""
+    """Real time plus all simulated waits."""
 
     def __init__(self) -> None:
         self._start, self._skipped = time.perf_counter(), 0.0
 
     def __call__(self) -> float:
-        """Return seconds since the clock was made."""
+        """Return seconds since the clock was created."""
         return time.perf_counter() - self._start + self._skipped
 
     def sleep(self, seconds: float) -> None:
-        """Let the time pass without waiting for it."""
+        """Advance the clock without waiting."""
         self._skipped += seconds
 
 
 def endless_text() -> Iterator[str]:
-    """Yield enough text to fill the transcript window, then a sentence for every chunk."""
+    """Yield enough text to fill the transcript window, then one sentence per chunk, without end."""
     yield _SENTENCE * 8
     yield from itertools.repeat(_SENTENCE)
 
 
 def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measurements:
-    """Open a session, watch that many chunks of it, close it, and return what was measured.
+    """Open a session, generate chunks, close it and return the measurements.
 
     Args:
-        engine: warmed up, with a row free.
-        chunks: at least 1.
-        seed: of the reference picture and of the session.
+        engine: a warmed-up engine with a free row.
+        chunks: number of chunks, at least 1.
+        seed: seed of the reference picture and of the session.
     """
     preset, device = engine.preset, engine.device
     on_gpu = device.type == "cuda"
@@ -77,7 +77,7 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
             arrivals.append(arrived)
             latencies.append(arrived - asked)
             replays.append(engine.stats().replays - before)
-            # A viewer has what lies on the host, for as long as that itself lasts.
+            # Measured on the media that the viewer receives, which lie in host memory.
             media, frame = chunk.host, preset.clock.samples_per_frame
             pictures = len(media.video) * frame, len(media.video_yuv) * frame
             stamps.append((chunk.start_sample, *pictures, len(media.audio)))
@@ -96,14 +96,14 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
         budget_seconds=preset.seconds,
         latencies=latencies,
         stages=stages,
-        # Picture and sound of a chunk are handed over together.
+        # Picture and sound of a chunk arrive together.
         first_frame_seconds=arrivals[0],
         first_audio_seconds=arrivals[0],
         deadlines_met=viewing.deadlines_met,
         underruns=viewing.underruns,
         worst_stall_seconds=viewing.worst_stall_seconds,
         skew_samples=skew_samples(stamps),
-        # History fills up last; sink and motion are there from the second chunk on.
+        # The audio history fills last; sink and motion are present from the second chunk on.
         window_chunks=max(1, math.ceil(preset.history_tokens / preset.audio_tokens)),
         captures=(warm.captures, engine.stats().captures),
         compilations=(warm.compilations, engine.stats().compilations),
@@ -115,7 +115,7 @@ def watch_session(engine: StreamCharEngine, chunks: int, seed: int = 0) -> Measu
 
 
 def resident_bytes() -> int | None:
-    """Return the memory of this process that is in RAM, or None where the system has no /proc."""
+    """Return the resident memory of this process in bytes, or None if the system has no /proc."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -1,31 +1,25 @@
 #!/usr/bin/env bash
-# Measure some kernels of steady chunks with Nsight Compute.
+# Measure kernels of steady chunks with Nsight Compute.
 #   profiles/ncu.sh OUT KERNEL [ncu options] [-- options of profiles.steady]
-# KERNEL is a regular expression on kernel names. Every launch that matches is replayed about forty times:
-# bound their number with --launch-count.
+# KERNEL is a regular expression on kernel names. Each matching launch is replayed about forty times, so limit
+# their number with --launch-count.
 set -euo pipefail
 
 if [[ $# -lt 2 || $1 == -* || $2 == -* ]]; then
     echo "usage: profiles/ncu.sh OUT KERNEL [ncu options] [-- options of profiles.steady]" >&2
     exit 2
 fi
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/profiles/arguments.sh"
 kernel=$2
-shift 2
-options=()
-while [[ $# -gt 0 && $1 != -- ]]; do
-    options+=("$1")
-    shift
-done
-[[ $# -eq 0 ]] || shift
+parse_arguments "$1" "${@:3}"
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Without graphs, so that a kernel's report carries the ranges of its stage and layer.
+cd "$root"
+# Without graphs, so that a kernel's report contains the ranges of its stage and layer.
 ncu --profile-from-start off --target-processes all \
     --kernel-name-base function --kernel-name "regex:$kernel" \
     --set full --import-source yes --nvtx \
     --export "$out/steady" --force-overwrite \
     ${options[@]+"${options[@]}"} \
-    python -m profiles.steady --no-graphs --chunks 1 "$@"
+    python -m profiles.steady --no-graphs --chunks 1 ${steady_options[@]+"${steady_options[@]}"}
 ncu --import "$out/steady.ncu-rep" --print-summary per-kernel >"$out/steady.txt"

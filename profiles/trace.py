@@ -1,8 +1,8 @@
 """Record steady chunks with PyTorch's profiler: ``python -m profiles.trace --out DIR --preset tiny``.
 
 Writes ``trace.json.gz``, a Chrome trace in which ranges of stages and layers enclose their operators, and
-``operators.txt``, the operators (on a GPU, the kernels) that took longest, which it also prints. It needs
-neither a GPU nor Nsight.
+``operators.txt``, a table of the operators (on a GPU, the kernels) that took longest, which it also prints.
+It needs neither a GPU nor Nsight.
 """
 
 import threading
@@ -19,11 +19,11 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from profiles.steady import Chunks, Device, Graphs, PresetName, WarmUp, advance, latency_table, open_speech
-from streamchar import ranges
+from streamchar import profiling
 
 
-class TraceSink:
-    """Put ranges into the trace of the PyTorch profiler, which shows no NVTX."""
+class TraceBackend:
+    """Records ranges in the trace of the PyTorch profiler, which does not show NVTX ranges."""
 
     def __init__(self) -> None:
         self._threads = threading.local()
@@ -35,7 +35,7 @@ class TraceSink:
         self._open().append(opened)
 
     def pop(self) -> None:
-        """Close the range opened last on this thread."""
+        """Close the most recent range of this thread."""
         self._open().pop().__exit__(None, None, None)
 
     def _open(self) -> list[record_function]:
@@ -52,18 +52,18 @@ def main(
     warm_up: WarmUp = 3,
     device: Device = "",
     graphs: Graphs = True,
-    top: Annotated[int, typer.Option(min=1, help="Operators in the table.")] = 25,
+    top: Annotated[int, typer.Option(min=1, help="Number of operators in the table.")] = 25,
 ) -> None:
     """Trace the steady chunks of a session."""
     engine, speech = open_speech(preset_name, device, chunks + warm_up, graphs)
     advance(speech, warm_up)
     on_gpu = engine.device.type == "cuda"
-    ranges.enable(TraceSink())
+    profiling.enable(TraceBackend())
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         made = advance(speech, chunks)
         if on_gpu:
             torch.cuda.synchronize(engine.device)
-    ranges.disable()
+    profiling.disable()
     out.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(out / "trace.json.gz"))
     operators = operator_table(profiler.key_averages(), chunks, top, on_gpu)
@@ -76,8 +76,8 @@ def main(
 
 
 def operator_table(events: Iterable[FunctionEventAvg], chunks: int, top: int, on_gpu: bool) -> Table:
-    """Return what took most time of its own: kernels where there is a GPU, operators elsewhere."""
-    # An operator is charged with its kernels' time as well; one of the two must stay out of the sum.
+    """Return a table of the kernels, or without a GPU the operators, by self time."""
+    # An operator's time includes that of its kernels, so the sum counts only one of the two.
     kind = "CUDA" if on_gpu else "CPU"
     rows = [
         (float(event.self_device_time_total if on_gpu else event.self_cpu_time_total), event)
@@ -87,8 +87,8 @@ def operator_table(events: Iterable[FunctionEventAvg], chunks: int, top: int, on
     rows.sort(key=lambda row: row[0], reverse=True)
     total = sum(microseconds for microseconds, _ in rows) or 1.0
     heading = "kernel" if on_gpu else "operator"
-    table = Table(heading, title=f"Time by {heading}, its own", title_justify="left")
-    for column in ("calls a chunk", "ms a chunk", "share"):
+    table = Table(heading, title=f"Self time by {heading}", title_justify="left")
+    for column in ("calls per chunk", "ms per chunk", "share"):
         table.add_column(column, justify="right")
     for microseconds, event in rows[:top]:
         cells = (f"{event.count / chunks:.1f}", f"{microseconds / chunks / 1000:.3f}")

@@ -5,21 +5,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import StreamCharEngine
-    from .session import Chunk, Interruption, Session
+    from .errors import StreamCharError
+    from .session import Session, Speech
+    from .types import Chunk, Interruption, Media, SpokenWord
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Interruption", "Session", "StreamCharEngine"]
+__all__ = [
+    "Chunk",
+    "Interruption",
+    "Media",
+    "Session",
+    "Speech",
+    "SpokenWord",
+    "StreamCharEngine",
+    "StreamCharError",
+]
 
-_HOMES = {
+_MODULES = {
     "StreamCharEngine": ".engine",
-    "Chunk": ".session",
-    "Interruption": ".session",
+    "StreamCharError": ".errors",
     "Session": ".session",
+    "Speech": ".session",
+    "Chunk": ".types",
+    "Interruption": ".types",
+    "Media": ".types",
+    "SpokenWord": ".types",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engine when it is first asked for: commands that need none of it start at once."""
-    if name not in _HOMES:
+    """Import a public name when it is first used, so that commands without an engine start at once."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

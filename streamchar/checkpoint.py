@@ -1,4 +1,4 @@
-"""Checkpoints: a directory with ``config.json`` and safetensors shards, written whole or not at all.
+"""Checkpoints: a directory with ``config.json`` and safetensors shards, written atomically.
 
 ::
 
@@ -7,18 +7,16 @@
     model-00002-of-00002.safetensors
     model.safetensors.index.json      {"metadata": {"total_size": bytes}, "weight_map": {tensor: shard}}
 
-Shards are filled in order of the tensors' names, so that equal weights give equal files. Loading maps the
-files into memory and takes one tensor at a time: the most held at once is the weights and one tensor more.
+Shards are filled in the order of tensor names, so equal weights give identical files. Loading memory-maps the
+files and reads one tensor at a time, so peak memory is the weights plus one tensor.
 """
 
 import json
 import os
 import shutil
-import typing
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .config import ConfigError, Preset, preset
+from .config import ConfigError, Preset
+from .config.json import config_to_json, preset_from_json
+from .errors import StreamCharError
 
 FORMAT = "streamchar"
 VERSION = 1
@@ -35,12 +35,12 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written.
+class CheckpointError(StreamCharError, ValueError):
+    """A checkpoint cannot be read or written.
 
     Attributes:
-        file: the file at fault.
-        tensor: the tensor at fault, or "".
+        file: path of the file that causes the error.
+        tensor: name of the tensor that causes the error, or "".
     """
 
     def __init__(
@@ -51,71 +51,6 @@ class CheckpointError(ValueError):
         super().__init__(f"{file}: {about}{problem}" + (f"; {remedy}" if remedy else ""))
 
 
-def config_to_json(config: object) -> dict[str, Any]:
-    """Return a config dataclass, such as a :class:`Preset`, as what ``json`` can write."""
-    if not is_dataclass(config) or isinstance(config, type):
-        raise ConfigError("config", "a dataclass or a dict", repr(config))
-    return asdict(config)
-
-
-def preset_from_json(value: object) -> Preset:
-    """Return the preset that :func:`config_to_json` wrote, or the one that a string names.
-
-    Raises:
-        ConfigError: naming the field (``dit.heads``) that is unknown, missing, of another type or refused.
-    """
-    if isinstance(value, str):
-        return preset(value)
-    built: Preset = _decode(Preset, value, "")
-    return built
-
-
-def _decode(kind: Any, value: object, path: str) -> Any:
-    """Build a value of type ``kind`` from what ``json`` read; ``path`` is the field's name."""
-
-    def require(ok: bool, limit: str) -> None:
-        if not ok:
-            raise ConfigError(path or "config", limit, repr(value))
-
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        require(isinstance(value, dict), "an object")
-        return _decode_dataclass(kind, typing.cast(dict[str, object], value), path)
-    if origin is tuple:
-        require(isinstance(value, list), "a list")
-        items = typing.cast(list[object], value)
-        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
-        require(len(items) == len(kinds), f"a list of {len(kinds)}")
-        return tuple(_decode(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, items)))
-    if origin is typing.Literal:
-        require(value in arguments, " or ".join(map(repr, arguments)))
-        return value
-    accepted = (int, float) if kind is float else kind
-    require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), f"{kind.__name__}")
-    try:
-        return kind(value)
-    except OverflowError:
-        raise ConfigError(path, f"{kind.__name__}", "a number of more digits than one has") from None
-
-
-def _decode_dataclass(kind: type, value: Mapping[str, object], path: str) -> Any:
-    prefix = f"{path}." if path else ""
-    known = {entry.name: entry for entry in fields(kind)}
-    for name in value:
-        limit = "a known field: " + ", ".join(known)
-        if name not in known:
-            raise ConfigError(f"{prefix}{name}", limit, "one that this version does not have")
-    for name, entry in known.items():
-        if name not in value and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{prefix}{name}", "present", "nothing")
-    types_of = typing.get_type_hints(kind)
-    decoded = {name: _decode(types_of[name], item, f"{prefix}{name}") for name, item in value.items()}
-    try:
-        return kind(**decoded)
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error.argument}", error.limit, error.value, error.remedy) from error
-
-
 def save_pretrained(
     directory: str | os.PathLike[str],
     config: object,
@@ -124,29 +59,28 @@ def save_pretrained(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 4 * 2**30,
 ) -> None:
-    """Write a checkpoint; the directory appears complete, or not at all.
+    """Write a checkpoint atomically: on any error, no partial files remain.
 
     Args:
-        directory: where; must not exist or be empty, its parent is made if need be.
+        directory: target directory; must be missing or empty. Parent directories are created.
         config: a config dataclass such as a :class:`Preset`, or a dict that ``json`` can write.
-        modules: state dict of each module, by a name without dots.
-        dtype: what floating-point tensors are cast to; by default they are written as they are.
-        max_shard_bytes: most bytes of tensors in one file; a larger tensor has a file to itself.
+        modules: maps a name without dots to the state dict of a module.
+        dtype: dtype to which floating-point tensors are cast; by default they keep theirs.
+        max_shard_bytes: largest total size of the tensors in one file; a larger tensor gets its own file.
 
     Raises:
-        CheckpointError: the directory holds something, the disk is full, or a value cannot be stored. Nothing
-            half-written stays behind.
+        CheckpointError: the directory is not empty, the disk is full, or a value cannot be stored.
     """
     target = Path(directory)
     if max_shard_bytes <= 0:
         raise CheckpointError(target, f"max_shard_bytes must be above 0, got {max_shard_bytes}")
     written = dict(config) if isinstance(config, Mapping) else config_to_json(config)
     tensors = _flatten(target, modules)
-    shards = _shards(tensors, dtype, max_shard_bytes)
+    shards = _split_into_shards(tensors, dtype, max_shard_bytes)
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    with _appearing(target) as partial:
+    with _atomic_directory(target) as partial:
         for name, members in zip(names, shards):
-            # Tensors that share memory, as tied weights do, are stored once each: clone parts them.
+            # safetensors refuses tensors that share memory, such as tied weights, so each is cloned.
             shard = {key: tensors[key].detach().to("cpu", _cast(tensors[key], dtype)) for key in members}
             save_file(
                 {key: x.clone(memory_format=torch.contiguous_format) for key, x in shard.items()},
@@ -156,7 +90,7 @@ def save_pretrained(
         where = {key: name for name, members in zip(names, shards) for key in members}
         _write_json(partial / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
         _write_json(partial / CONFIG_FILE, {"format": FORMAT, "version": VERSION, "config": written})
-        # safetensors writes files that their owner alone may read; the umask decides, as for any other file.
+        # safetensors makes its files readable by the owner only; give them the permissions of the umask.
         for name in names:
             shutil.copymode(partial / CONFIG_FILE, partial / name)
 
@@ -182,32 +116,34 @@ def _bytes(tensor: torch.Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * _cast(tensor, dtype).itemsize
 
 
-def _shards(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, most: int) -> list[list[str]]:
+def _split_into_shards(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, max_bytes: int
+) -> list[list[str]]:
     shards: list[list[str]] = []
     room = 0
     for name, tensor in tensors.items():
         size = _bytes(tensor, dtype)
         if not shards or size > room:
             shards.append([])
-            room = most
+            room = max_bytes
         shards[-1].append(name)
         room -= size
     return shards
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Yield a directory beside ``target`` that takes its name at the end, or vanishes with the error."""
+def _atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory that is renamed to ``target`` at the end, or removed on an error."""
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise CheckpointError(target, "exists already", "give another directory or remove this one first")
+            raise CheckpointError(target, "already exists", "give another directory or remove this one first")
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         yield partial
         for path in (*partial.iterdir(), partial):
             _sync(path)
-        # Takes the place of an empty directory in one step.
+        # The rename also replaces an empty directory, in one step.
         partial.rename(target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
@@ -233,14 +169,14 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that JSON has")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
-        raise CheckpointError(path, "is missing", "give a directory that save_pretrained wrote") from error
+        raise CheckpointError(path, "is missing", "give a directory written by save_pretrained") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"is not readable JSON: {error}") from error
     if not isinstance(value, dict):
@@ -249,16 +185,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def shipped_weights(name: str) -> Path | None:
-    """Return the directory of the weights that the package ships for a preset, None where it ships none."""
+    """Return the directory of the weights that the package ships for a preset, or None if there are none."""
     directory = Path(__file__).parent / "weights" / name
     return directory if (directory / CONFIG_FILE).is_file() else None
 
 
 def load_config(directory: str | os.PathLike[str]) -> Any:
-    """Return what was given to :func:`save_pretrained` as ``config``, a dataclass as a dict.
+    """Return the ``config`` that was passed to :func:`save_pretrained`; a dataclass comes back as a dict.
 
     Raises:
-        CheckpointError: the file is missing or corrupt, or of another format or version.
+        CheckpointError: the file is missing or corrupt, or has another format or version.
     """
     path = Path(directory) / CONFIG_FILE
     value = _read_json(path)
@@ -276,7 +212,7 @@ def load_preset(directory: str | os.PathLike[str]) -> Preset:
     """Return the preset of a checkpoint.
 
     Raises:
-        CheckpointError: as :func:`load_config`, or naming a field that is unknown, missing or refused.
+        CheckpointError: as in :func:`load_config`, or a field is unknown, missing or out of range.
     """
     try:
         return preset_from_json(load_config(directory))
@@ -291,20 +227,20 @@ def load_pretrained(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Load a checkpoint into modules, which may have been built on the meta device.
+    """Load a checkpoint into modules, which may be on the meta device.
 
-    Every parameter and buffer of the state dicts is replaced by a new tensor, ties between them kept; nothing
-    else of a module is touched, and nothing at all if a name, shape or file is at fault.
+    Every parameter and buffer of the state dicts is replaced by a new tensor; tied tensors stay tied. On an
+    error, no module is changed.
 
     Args:
-        directory: what :func:`save_pretrained` wrote.
-        modules: by the names they were saved under; all of the checkpoint, no more and no less.
-        dtype: what floating-point tensors are cast to; by default they stay as stored.
-        device: where the tensors go.
+        directory: directory that :func:`save_pretrained` wrote.
+        modules: modules by the names under which they were saved; exactly those of the checkpoint.
+        dtype: dtype to which floating-point tensors are cast; by default they stay as stored.
+        device: device of the loaded tensors.
 
     Raises:
-        CheckpointError: naming file and tensor, where one is missing, unexpected, of another shape or kind,
-            not finite (after the cast), or where a file is missing, truncated or corrupt.
+        CheckpointError: a tensor is missing, unexpected, misshapen, of the wrong kind or not finite after the
+            cast, or a file is missing, truncated or corrupt; the message names file and tensor.
     """
     root = Path(directory)
     expected = {
@@ -314,7 +250,7 @@ def load_pretrained(
     }
     where = _locate(root, expected)
     loaded: dict[str, torch.Tensor] = {}
-    # State dicts give a tied tensor under several names; one object must stay one.
+    # A state dict lists a tied tensor under several names; they must load as one object.
     tied: dict[int, torch.Tensor] = {}
     for shard in sorted(set(where.values())):
         names = sorted(name for name in where if where[name] == shard)
@@ -332,24 +268,27 @@ def load_pretrained(
 
 
 def _locate(root: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Read which file holds each tensor, and hold the names against those expected."""
+    """Return the file of each tensor, after checking the names against those expected."""
     path = root / INDEX_FILE
     where = _read_json(path).get("weight_map")
     if not isinstance(where, dict):
         raise CheckpointError(path, "weight_map must be an object")
     for name, shard in where.items():
-        # A file of another directory is none of ours.
+        # Never follow a path out of this directory.
         if not isinstance(shard, str) or Path(shard).name != shard or Path(shard).suffix != ".safetensors":
             raise CheckpointError(path, f"must be in a file of this directory, got {shard!r}", tensor=name)
-    for problem, names in (
-        ("is missing", sorted(expected.keys() - where.keys())),
-        ("is unexpected", sorted(where.keys() - expected.keys())),
-    ):
-        if names:
-            more = f", and so {'are' if len(names) > 2 else 'is'} {len(names) - 1} more" if names[1:] else ""
-            remedy = "build the modules from the config of this checkpoint"
-            raise CheckpointError(path, problem + more, remedy, names[0])
+    remedy = "build the modules from the config of this checkpoint"
+    _refuse(path, "is missing", expected.keys() - where.keys(), remedy)
+    _refuse(path, "is unexpected", where.keys() - expected.keys(), remedy)
     return where
+
+
+def _refuse(path: Path, problem: str, names: Iterable[str], remedy: str) -> None:
+    """Raise an error for the first of ``names``, if there are any."""
+    first, *others = sorted(names) or [""]
+    if first:
+        more = f", and so {'are' if len(others) > 1 else 'is'} {len(others)} more" if others else ""
+        raise CheckpointError(path, problem + more, remedy, first)
 
 
 def _read_shard(
@@ -358,7 +297,7 @@ def _read_shard(
     dtype: torch.dtype | None,
     device: torch.device | str,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each tensor of one file, checked."""
+    """Check and yield each tensor of one file."""
     if not path.is_file():
         raise CheckpointError(path, "is missing", "copy every file that the index names")
     try:
@@ -387,8 +326,8 @@ def _checked(
     device: torch.device | str,
 ) -> torch.Tensor:
     if stored.is_floating_point() != built.is_floating_point():
-        raise CheckpointError(path, f"must be like {built.dtype}, got {stored.dtype}", tensor=name)
-    # A copy even where nothing changes: aligned as kernels want, and free of the file.
+        raise CheckpointError(path, f"must be of a dtype like {built.dtype}, got {stored.dtype}", tensor=name)
+    # Always copy: the result is aligned for the kernels and independent of the mapped file.
     tensor = stored.to(device, _cast(stored, dtype), copy=True)
     if tensor.is_floating_point():
         wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor
@@ -397,3 +336,58 @@ def _checked(
             cast = f" as {tensor.dtype}".replace("torch.", "") if tensor.dtype != stored.dtype else ""
             raise CheckpointError(path, f"has {count} values that are not finite{cast}", tensor=name)
     return tensor
+
+
+def load_foreign(
+    module: nn.Module,
+    directory: str | os.PathLike[str],
+    file: str,
+    *,
+    prefix: str = "",
+    ignored: Sequence[str] = (),
+) -> None:
+    """Load the parameters of a module in place from a checkpoint that another library saved.
+
+    Tensors are memory-mapped and cast to the parameters' dtype one at a time.
+
+    Args:
+        module: its parameters are overwritten.
+        directory: directory of the safetensors files.
+        file: name of the file if there is only one; for several, an index ``<file>.index.json`` lists them.
+        prefix: removed from the names of the stored tensors if present.
+        ignored: names of stored tensors to skip.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, misshapen or not finite, or a file is missing,
+            truncated or corrupt. The module may then be partly loaded.
+    """
+    root = Path(directory)
+    wanted = dict(module.named_parameters())
+    remedy = "give the checkpoint of this architecture"
+    for name, tensor in _read_foreign(root, file):
+        if name in ignored:
+            continue
+        parameter = wanted.pop(name.removeprefix(prefix), None)
+        if parameter is None:
+            raise CheckpointError(root, "is unexpected", remedy, name)
+        if parameter.shape != tensor.shape:
+            shapes = list(parameter.shape), list(tensor.shape)
+            raise CheckpointError(root, "must have shape {}, got {}".format(*shapes), tensor=name)
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(root, "must be finite, got NaN or infinity", tensor=name)
+        parameter.data.copy_(tensor)
+    _refuse(root, "is missing", wanted, remedy)
+
+
+def _read_foreign(root: Path, file: str) -> Iterator[tuple[str, torch.Tensor]]:
+    index = root / f"{file}.index.json"
+    try:
+        names = {file}
+        if index.is_file():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        for name in sorted(names):
+            with safe_open(root / name, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                    yield key, tensors.get_tensor(key)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(root, f"must hold complete safetensors files: {error}") from error

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from streamchar.kernels import KernelArgumentError, configs
-from streamchar.kernels._compat import FP8
-from streamchar.kernels.configs import CHOICES_PATH, gemm_config, measured, pick, record_choice
+from streamchar.kernels import KernelArgumentError
+from streamchar.kernels._shared import configs
+from streamchar.kernels._shared.compat import FP8
+from streamchar.kernels._shared.configs import CHOICES_PATH, gemm_config, measured, pick, record_choice
 
 GPU = "NVIDIA H100 80GB HBM3"
 KEY: dict[str, Any] = {"op": "expert_up", "dtype": torch.bfloat16, "n": 14336, "k": 3072, "device_name": GPU}
@@ -28,7 +29,7 @@ def test_the_shipped_table_is_valid() -> None:
     assert choose(**KEY, **ROWS) in ("triton", "cublas")
 
 
-def test_the_library_serves_what_nobody_measured(tmp_path: Path) -> None:
+def test_products_without_a_measurement_use_the_library(tmp_path: Path) -> None:
     path = tmp_path / "choices.json"
     record(path, device_name="another GPU")
     assert choose(**KEY, **ROWS, path=path) == "cublas"
@@ -80,7 +81,7 @@ def test_a_new_measurement_replaces_the_old_one_and_leaves_the_others(tmp_path: 
     path = tmp_path / "choices.json"
     record(path)
     record(path, op="expert_down")
-    # The table has been read once by now: writing must make it be read again.
+    # The table has been read once; after a write it must be read again.
     assert choose(**KEY, **ROWS, path=path) == "triton"
     record(path, cublas_us=50.0)
     assert choose(**KEY, **ROWS, path=path) == "cublas"
@@ -109,7 +110,7 @@ def test_a_new_measurement_replaces_the_old_one_and_leaves_the_others(tmp_path: 
     ],
     ids=str,
 )
-def test_what_cannot_be_a_measurement_is_refused_and_not_written(
+def test_an_invalid_measurement_is_refused_and_not_written(
     tmp_path: Path, change: dict[str, Any], argument: str
 ) -> None:
     path = tmp_path / "choices.json"
@@ -145,7 +146,7 @@ def test_tiles_follow_the_waves_of_the_shape() -> None:
     assert (up.block_m, up.block_n) == (128, 256)
     assert (down.block_m, down.block_n) == (128, 128)
     assert (one_frame.block_m, one_frame.block_n) == (64, 128)
-    # The figures that the documentation of gemm_config gives.
+    # The numbers in the documentation of gemm_config.
     assert [up.tiles(2048, 14336), up.tiles(32, 4096), down.tiles(2048, 3072)] == [896, 16, 384]
     assert down.tiles(32, 3072) == 24
 

@@ -1,7 +1,7 @@
-"""The gate passes on what ships, and a kernel made worse fails it.
+"""The gate passes for the shipped kernels and fails for a kernel that became worse.
 
-Nothing compiles under the interpreter, which serves the rest of this suite. So this file also runs as a
-script in a process of its own: it compiles the cases below and prints their figures.
+The rest of this suite runs in the interpreter, which compiles nothing. So this file is also a script, which a
+process of its own runs: it compiles the cases below and prints their figures.
 """
 
 import json
@@ -16,12 +16,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from streamchar import codegen
-from streamchar.codegen import CodegenError, gate, read_baseline, write_baseline
-from streamchar.kernels import modulation
-from streamchar.kernels._compat import tl, triton
-from streamchar.kernels._dispatch import Launch
-from streamchar.sass import Figures, compare, faults
+from streamchar.kernels._shared.compat import tl, triton
+from streamchar.kernels._shared.dispatch import Launch
+from streamchar.kernels.modulation import forward as modulation
+from streamchar.kernels.modulation.arguments import ModulationArgs
+from streamchar.tools import codegen
+from streamchar.tools.codegen import CodegenError, gate, read_baseline, write_baseline
+from streamchar.tools.sass import Figures, compare, faults
 
 ROOT = Path(__file__).parents[1]
 BASELINE = ROOT / codegen.BASELINE
@@ -73,7 +74,7 @@ def _matmul(
 
 def _norm(dim: int, stride: int) -> Launch:
     x = torch.empty((1, 64, stride), dtype=torch.bfloat16, device="meta")[..., :dim]
-    return modulation._launch(x, None, None, x, None, None, None, None, None, "rms", 1e-6)
+    return modulation.launch(ModulationArgs(x, out=x))
 
 
 def _cases() -> dict[str, Launch]:
@@ -103,7 +104,7 @@ def compiled() -> dict[str, Figures]:
     return {name: Figures.from_json(fields) for name, fields in json.loads(done.stdout).items()}
 
 
-# What the real compiler makes of kernels, good and bad.
+# Good and bad kernels, with the real compiler.
 
 
 def test_the_shipped_kernels_pass_the_gate():
@@ -153,19 +154,16 @@ def test_an_odd_stride_narrows_the_loads_and_fails(compiled):
     assert str(regression).startswith("global loads 100% of bytes at least 128 bits wide [")
 
 
-def test_what_did_not_change_is_no_regression(compiled):
+def test_equal_figures_are_no_regression(compiled):
     for figures in compiled.values():
         assert not compare(figures, figures)
 
 
-# What counts as worse.
+# What counts as a regression.
 
+RESOURCES = {"registers": 168, "stack_bytes": 0, "shared_bytes": 65536, "threads": 128, "blocks_per_sm": 3}
 GEMM = Figures(
-    registers=168,
-    stack_bytes=0,
-    shared_bytes=65536,
-    threads=128,
-    blocks_per_sm=3,
+    **RESOURCES,
     instructions=900,
     ops={"HGMMA": 8, "UTMALDG": 4, "UTMASTG": 2, "LDGSTS": 6, "USETMAXREG": 2},
     loads={128: 10, 64: 4, 32: 1},
@@ -236,7 +234,7 @@ def test_a_kernel_that_cannot_run_fails_even_as_its_own_baseline():
     assert "no block of 168 registers, 128 threads, 240000 shared bytes fits in sm_90" in message
 
 
-def test_a_kernel_without_a_record_fails_and_so_does_a_record_without_its_kernel():
+def test_a_missing_record_fails_and_so_does_a_missing_kernel():
     new, gone = gate({"gemm/new": GEMM}, {"gemm/gone": GEMM})
     assert new.startswith("kernel gemm, configuration new: no recorded baseline")
     assert "--update" in new
@@ -360,7 +358,7 @@ def test_the_measured_figures_are_written_as_json(measured, tmp_path):
     assert read_baseline(path) == {"3.7.1": measured}
 
 
-def test_a_recorded_file_reads_as_a_diff(measured, tmp_path):
+def test_a_recorded_file_is_sorted_for_readable_diffs(measured, tmp_path):
     path, again = tmp_path / "a.json", tmp_path / "b.json"
     write_baseline(path, {"3.7.1": measured, "3.6.0": measured})
     write_baseline(again, {"3.6.0": measured, "3.7.1": dict(reversed(measured.items()))})
@@ -405,7 +403,7 @@ def test_every_family_ships_under_a_name_of_its_own(monkeypatch):
                 codegen.shipped_launches()
 
 
-def test_the_recorded_baseline_holds_both_supported_versions_and_no_spill():
+def test_the_recorded_baseline_has_both_versions_and_no_spill():
     versions = read_baseline(BASELINE)
     assert {"3.6.0", "3.7.1"} <= set(versions)
     for recorded in versions.values():
@@ -419,7 +417,11 @@ if __name__ == "__main__":
 
 def test_the_readme_shows_the_recorded_figures():
     recorded = read_baseline(BASELINE)["3.7.1"]
-    rows = [line.split("|")[1:-1] for line in (ROOT / "README.md").read_text().splitlines() if "| `" in line]
+    rows = [
+        line.split("|")[1:-1]
+        for line in (ROOT / "docs" / "kernels.md").read_text().splitlines()
+        if "| `" in line
+    ]
     shown = {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows if "/" in row[0]}
     assert len(shown) >= 8
     for name, cells in shown.items():

@@ -16,8 +16,8 @@ from streamchar.config import (
     SamplerConfig,
     preset,
 )
-from streamchar.model import JointDiT
-from streamchar.orchestrator import Orchestrator
+from streamchar.model.dit import JointDiT
+from streamchar.model.orchestrator import Orchestrator
 
 
 def test_5b_has_the_designs_tokens():

@@ -1,14 +1,15 @@
-"""Which implementation serves a call, on machines that this one is not."""
+"""The choice of the implementation, on simulated machines."""
 
 import pytest
 import torch
 
-from streamchar.kernels import BackendUnavailableError, KernelArgumentError, _dispatch
-from streamchar.kernels._dispatch import use_triton
+from streamchar.kernels import BackendUnavailableError, KernelArgumentError
+from streamchar.kernels._shared import dispatch
+from streamchar.kernels._shared.dispatch import use_triton
 
 
 class FakeCuda:
-    """Stand in for a CUDA tensor where there is no GPU."""
+    """Replaces a CUDA tensor, so that no GPU is needed."""
 
     is_cuda = True
     device = torch.device("cuda", 0)
@@ -21,8 +22,8 @@ class FakeCuda:
 def machine(monkeypatch):
     def describe(capability=(9, 0), has_triton=True, interpreted=False):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(_dispatch, "HAS_TRITON", has_triton)
-        monkeypatch.setattr(_dispatch, "INTERPRETED", interpreted)
+        monkeypatch.setattr(dispatch, "HAS_TRITON", has_triton)
+        monkeypatch.setattr(dispatch, "INTERPRETED", interpreted)
 
     describe()
     return describe
@@ -44,7 +45,7 @@ def test_auto_takes_pytorch_where_a_gradient_is_needed(machine):
         assert use_triton("auto", FakeCuda(requires_grad=True))
 
 
-def test_float64_in_which_no_kernel_computes_is_pytorch_s(machine):
+def test_float64_is_computed_by_pytorch(machine):
     wide = FakeCuda(dtype=torch.float64)
     assert not use_triton("auto", wide)
     assert use_triton("auto", FakeCuda(), wide)

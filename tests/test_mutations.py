@@ -1,8 +1,8 @@
-"""Break each kernel on purpose and see its own tests notice.
+"""Break each kernel on purpose and check that its own tests notice.
 
-A mutant is the family's source with one snippet changed. The family's tests run against it in a nested
-pytest session; they must fail. A snippet that no longer stands in the source fails here too, so the list
-cannot go stale.
+A mutant is the family's ``forward.py`` with one snippet changed. The family's tests run against it in a
+nested pytest session and must fail. A snippet that is no longer in the source fails here too, so the list
+stays up to date.
 """
 
 import importlib.util
@@ -27,38 +27,32 @@ class Mutation:
     mutated: str
     caught_by: str
 
-    def __str__(self) -> str:
-        return f"{self.family}: {self.what}"
-
 
 class _Swap:
-    """Route the launches of a family through the mutant for one nested session."""
+    """Let the operator of a family launch the mutant during one nested session."""
 
     def __init__(self, family, mutant):
         self.family, self.mutant = family, mutant
 
     @pytest.fixture(autouse=True)
     def _swap(self, monkeypatch):
-        original = importlib.import_module(f"streamchar.kernels.{self.family}")
-        for name in vars(original):
-            if name.startswith("_launch"):
-                monkeypatch.setattr(original, name, getattr(self.mutant, name))
-        # Tests shrink tiles by patching the family's config lookup: the mutant must see the same one.
+        interface = importlib.import_module(f"streamchar.kernels.{self.family}.interface")
+        original = importlib.import_module(f"streamchar.kernels.{self.family}.forward")
+        monkeypatch.setattr(interface.operator, "launch", self.mutant.launch)
+        # Tests shrink tiles by patching the family's config lookup; the mutant must use the same one.
         for name in vars(original):
             if name.endswith("_config"):
                 monkeypatch.setattr(self.mutant, name, lambda *a, _n=name: getattr(original, _n)(*a))
 
 
 def load_mutant(mutation: Mutation, folder: Path):
-    source = (KERNELS / f"{mutation.family}.py").read_text()
-    assert source.count(mutation.original) == 1, "the snippet to mutate must stand exactly once in the source"
+    source = (KERNELS / mutation.family / "forward.py").read_text()
+    assert source.count(mutation.original) == 1, "the snippet to mutate must be in the source exactly once"
     name = f"_mutant_{abs(hash(mutation))}"
-    mutated = source.replace(mutation.original, mutation.mutated)
-    # Operators are registered once a process under one name; the mutant's get a namespace of their own.
-    mutated = mutated.replace('"streamchar::', f'"streamchar{name}::')
     path = folder / f"{name}.py"
-    path.write_text(mutated)
-    spec = importlib.util.spec_from_file_location(f"streamchar.kernels.{name}", path)
+    path.write_text(source.replace(mutation.original, mutation.mutated))
+    # Inside the family's package, so that its relative imports resolve.
+    spec = importlib.util.spec_from_file_location(f"streamchar.kernels.{mutation.family}.{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -195,70 +189,70 @@ MUTATIONS = [
     ),
     Mutation(
         "the mean is taken over half a head",
-        "qkv",
+        "qkv_prologue",
         "tl.sum(a * a + b * b, 1) / (2 * HALF) + eps",
         "tl.sum(a * a + b * b, 1) / HALF + eps",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "k is normalised with the weights of q",
-        "qkv",
+        "qkv_prologue",
         "k_ptr, x_ptr, k_norm_ptr,",
         "k_ptr, x_ptr, q_norm_ptr,",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "the rotation runs backwards",
-        "qkv",
+        "qkv_prologue",
         "        y_second = b * cos + a * sin\n",
         "        y_second = b * cos - a * sin\n",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "a token is stored one slot past the end",
-        "qkv",
+        "qkv_prologue",
         "stored = (slot >= 0) & (slot < capacity)",
         "stored = (slot >= 0) & (slot <= capacity)",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "every batch row uses the first row's slots",
-        "qkv",
+        "qkv_prologue",
         "    slots_ptr += b * tokens\n",
         "    slots_ptr += 0 * tokens\n",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "k reads the v heads",
-        "qkv",
+        "qkv_prologue",
         "x_ptr = qkv_ptr + NUM_HEADS * HEAD_DIM",
         "x_ptr = qkv_ptr + (NUM_HEADS + KV_HEADS) * HEAD_DIM",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "k is scaled with the scale of q",
-        "qkv",
+        "qkv_prologue",
         "k_ptr, x_ptr, k_norm_ptr, k_scale_ptr,",
         "k_ptr, x_ptr, k_norm_ptr, q_scale_ptr,",
         "test_every_shape_equals_reference",
     ),
     Mutation(
         "fp8 does not saturate",
-        "qkv",
+        "qkv_prologue",
         "tl.minimum(tl.maximum(x / scale, -448.0), 448.0)",
         "(x / scale)",
         "test_fp8_saturates",
     ),
     Mutation(
         "scattered slots are stored as a run",
-        "qkv",
+        "qkv_prologue",
         "if aligned & (tl.max((v_slot != base + t).to(tl.int32), 0) == 0):",
         "if aligned:",
         "test_runs_of_slots_are_stored_transposed",
     ),
     Mutation(
         "the last tokens have no program",
-        "qkv",
+        "qkv_prologue",
         "programs = triton.cdiv(tokens, block_t) +",
         "programs = tokens // block_t +",
         "test_every_shape_equals_reference",
@@ -377,49 +371,49 @@ MUTATIONS = [
     ),
     Mutation(
         "white is 256",
-        "egress",
+        "frames",
         "x = (x + 1.0) * 127.5",
         "x = (x + 1.0) * 128.0",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "bright values wrap round",
-        "egress",
+        "frames",
         "tl.minimum(tl.where(x > 0.0, x, 0.0), 255.0)",
         "tl.where(x > 0.0, x, 0.0)",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "two colours are exchanged in a word",
-        "egress",
+        "frames",
         "(b0 << 16) | (r1 << 24)",
         "(r1 << 16) | (b0 << 24)",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "blue reads green",
-        "egress",
+        "frames",
         "b = _channel(pointers + 2 * stride_c",
         "b = _channel(pointers + stride_c",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "chroma is averaged over half its pixels",
-        "egress",
+        "frames",
         "r_sum * 0.25",
         "r_sum * 0.5",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "luma has the weights of another standard",
-        "egress",
+        "frames",
         "LUMA_G = tl.constexpr(0.7152)",
         "LUMA_G = tl.constexpr(0.587)",
         "test_bytes_equal_the_reference",
     ),
     Mutation(
         "every frame is the first",
-        "egress",
+        "frames",
         "frames_ptr += frame * stride_f",
         "frames_ptr += 0 * stride_f",
         "test_bytes_equal_the_reference",
@@ -433,7 +427,7 @@ def run_family_tests(family: str, selection: str, mutant: ModuleType) -> int | p
     return pytest.main(arguments, plugins=[_Swap(family, mutant)])
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.family}: {mutation.what}")
 def test_a_wrong_kernel_is_caught(mutation, tmp_path):
     mutant = load_mutant(mutation, tmp_path)
     outcome = run_family_tests(mutation.family, mutation.caught_by, mutant)

@@ -1,4 +1,4 @@
-"""The package as it is installed: editable here, from a wheel elsewhere, and without what is optional."""
+"""The installed package: editable, from a wheel, and without optional dependencies."""
 
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*command: object, cwd: Path, **extra_env: str) -> str:
-    """Run a command in a shell-like environment of its own and return what it printed."""
+    """Run a command without this test run's environment variables and return what it printed."""
     kept = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TRITON_INTERPRET")
     }
@@ -41,7 +41,7 @@ def run(*command: object, cwd: Path, **extra_env: str) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build an sdist from a copy of the tree, and a wheel from that sdist."""
+    """Build an sdist from a copy of the tree, and a wheel from the sdist."""
     source = tmp_path_factory.mktemp("source") / "streamchar"
     skipped = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, ignore=skipped)
@@ -51,7 +51,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel in a fresh environment that borrows torch from this one."""
+    """Install the wheel in a fresh environment that uses the torch of this one."""
     home = tmp_path_factory.mktemp("clean") / "venv"
     venv.create(home, symlinks=os.name != "nt", with_pip=False)
     (wheel,) = dist.glob("*.whl")
@@ -61,7 +61,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("install", "--quiet", "--no-deps", "--no-index", wheel),
         cwd=home,
     )
-    # Paths named in a .pth file are searched, but .pth files lying there, such as that of this package's
+    # Paths named in a .pth file are searched, but .pth files in them, such as the one of this package's
     # editable install, are not processed.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     Path(paths["purelib"], "borrowed.pth").write_text("\n".join(sorted(borrowed)) + "\n")
@@ -88,7 +88,7 @@ def test_wheel_installs_a_console_script(installed: Path, tmp_path: Path) -> Non
     assert len(report["choices"]) == 6
 
 
-def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> None:
+def test_wheel_contains_only_sources_data_and_licence(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -99,7 +99,7 @@ def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> No
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".json", ".typed")
     }
-    texts = [path for folder in ("data", "eval") for path in (ROOT / "streamchar" / folder).glob("*.txt")]
+    texts = [path for folder in ("data", "eval") for path in (ROOT / "streamchar" / folder).rglob("*.txt")]
     weights = [path for path in (ROOT / "streamchar" / "weights").rglob("*") if path.is_file()]
     expected |= {path.relative_to(ROOT).as_posix() for path in (*texts, *weights)}
     assert names == expected
@@ -108,16 +108,16 @@ def test_wheel_holds_sources_data_and_licence_and_nothing_else(dist: Path) -> No
     assert "licenses/LICENSE" in metadata
 
 
-def test_shipped_weights_keep_to_their_budget() -> None:
+def test_shipped_weights_stay_within_their_size_limits() -> None:
     sizes = {
         path: path.stat().st_size for path in (ROOT / "streamchar" / "weights").rglob("*") if path.is_file()
     }
     assert 0 < sum(sizes.values()) <= 24 * 2**20
-    # Of one file, what any channel carries.
+    # Larger single files do not pass every channel.
     assert max(sizes.values()) <= 16 * 2**20
 
 
-def test_sdist_holds_what_make_needs(dist: Path) -> None:
+def test_sdist_contains_what_make_needs(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -125,13 +125,13 @@ def test_sdist_holds_what_make_needs(dist: Path) -> None:
     assert wanted | {"kernels/__init__.py", "tests/conftest.py", "tests/test_package.py"} <= names
 
 
-def test_checkout_is_what_runs_here() -> None:
-    """An editable install maps streamchar.kernels to the folder at the top of the tree."""
+def test_the_checkout_is_what_runs_here() -> None:
+    """An editable install maps streamchar.kernels to the top-level folder kernels/."""
     assert Path(streamchar.__file__).parent == ROOT / "streamchar"
     assert Path(streamchar.kernels.__file__).parent == ROOT / "kernels"
 
 
-def test_version_is_stated_once() -> None:
+def test_the_version_is_stated_once() -> None:
     assert importlib.metadata.version("streamchar") == streamchar.__version__
 
 
@@ -161,8 +161,10 @@ import importlib, pkgutil
 import torch
 import streamchar.kernels as kernels
 
-for module in pkgutil.iter_modules(kernels.__path__):
-    importlib.import_module(f"streamchar.kernels.{module.name}")
+modules = [each.name for each in pkgutil.walk_packages(kernels.__path__, "streamchar.kernels.")]
+assert len(modules) > 7
+for module in modules:
+    importlib.import_module(module)
 
 x = torch.randn(1, 5, 8)
 rows, index = torch.randn(1, 2, 8), torch.zeros(1, 5, dtype=torch.int32)
@@ -177,7 +179,7 @@ except kernels.BackendUnavailableError as error:
 """
 
 
-def test_without_triton_pytorch_serves_and_asking_for_triton_is_refused(tmp_path: Path) -> None:
+def test_without_triton_pytorch_is_used_and_triton_is_refused(tmp_path: Path) -> None:
     message = run(sys.executable, "-c", WITHOUT_TRITON, cwd=tmp_path)
     assert "backend='triton' needs the triton package" in message
 
@@ -185,7 +187,7 @@ def test_without_triton_pytorch_serves_and_asking_for_triton_is_refused(tmp_path
 OLD_TRITON = WITHOUT_TRITON[WITHOUT_TRITON.index("import importlib") :]
 
 
-def test_triton_older_than_the_kernels_need_counts_as_absent(tmp_path: Path) -> None:
+def test_an_old_triton_counts_as_absent(tmp_path: Path) -> None:
     code = f"import triton\ntriton.__version__ = '3.5.1'\n{OLD_TRITON}"
     pytest.importorskip("triton")
     assert "backend='triton' needs the triton package" in run(sys.executable, "-c", code, cwd=tmp_path)
@@ -197,7 +199,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import is_kernels_available
 
-# The premise: seen from here, the folder can be found under the name that transformers looks for.
+# From the repository root, kernels/ is importable under the name that transformers looks for.
 assert pathlib.Path(importlib.util.find_spec("kernels").origin).samefile("kernels/__init__.py")
 assert not is_kernels_available()
 config = Qwen2Config(
@@ -207,31 +209,46 @@ config = Qwen2Config(
 logits = Qwen2ForCausalLM(config)(torch.arange(8)[None]).logits
 assert logits.shape == (1, 8, 32) and logits.isfinite().all()
 
-ours = lambda: [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("streamchar::")]
+# Imported under either name it works, and neither copy's operators replace the other's.
 import kernels
-assert [name for name in vars(kernels) if not name.startswith("__")] == []
-assert ours() == []
 import streamchar.kernels
-assert ours() != []
+from kernels._shared.operator import NAMESPACE as bare
+from streamchar.kernels._shared.operator import NAMESPACE as ours
+names = torch._C._dispatch_get_all_op_names()
+assert ours != bare
+assert all(any(name.startswith(f"{each}::") for name in names) for each in (ours, bare))
+assert not hasattr(kernels, "get_kernel") and not hasattr(kernels, "__version__")
 print("fine")
 """
 
 
-def test_transformers_is_not_confused_by_the_folder_at_the_root() -> None:
+def test_transformers_does_not_mistake_the_kernels_folder() -> None:
     pytest.importorskip("transformers")
     assert run(sys.executable, "-c", FROM_THE_ROOT, cwd=ROOT).strip() == "fine"
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["engine", "kernels"])
-def test_example_of_the_readme_runs(number: int, tmp_path: Path) -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(examples) == 2
+EXAMPLES = [
+    pytest.param(example, id=f"{path.name}-{number}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_documentation_run(example: str, tmp_path: Path) -> None:
     Image.new("RGB", (120, 90), "peru").save(tmp_path / "face.png")
-    run(sys.executable, "-c", examples[number], cwd=tmp_path)
+    run(sys.executable, "-c", example, cwd=tmp_path)
+
+
+def test_the_documentation_has_examples_of_engine_and_kernels() -> None:
+    examples = "\n".join(str(example.values[0]) for example in EXAMPLES)
+    assert len(EXAMPLES) >= 2
+    assert "StreamCharEngine" in examples
+    assert "streamchar.kernels" in examples
 
 
 def find_python(version: str) -> str | None:
-    """Find an interpreter on the path or among those of pyenv, whose shims fail for versions not chosen."""
+    """Find an interpreter on the path or in pyenv, whose shims fail for versions that are not selected."""
     kept = sorted(Path(os.environ.get("PYENV_ROOT", "")).glob(f"versions/{version}.*/bin/python{version}"))
     for candidate in (shutil.which(f"python{version}"), *map(str, kept)):
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:

@@ -1,4 +1,4 @@
-"""The profiling scripts run where there is no GPU, and what only a GPU runs is at least well formed."""
+"""The profiling scripts run without a GPU, and what needs a GPU is at least well formed."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ SCRIPTS = ("nsys.sh", "ncu.sh")
 
 
 def run(*arguments: object) -> str:
-    """Run a profile on the CPU at the tiny preset and return what it printed."""
+    """Run a profile of the tiny preset on the CPU and return what it printed."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments), "--preset", "tiny", "--device", "cpu"],
@@ -39,7 +39,7 @@ def run(*arguments: object) -> str:
 
 
 def shell(folder: Path, script: str, *arguments: str) -> list[list[str]]:
-    """Run a script with profilers that record how they were called, and return those calls."""
+    """Run a script with fake profilers that record their arguments, and return the recorded calls."""
     for tool in ("nsys", "ncu"):
         fake = folder / tool
         fake.write_text(f'#!/bin/sh\nprintf "%s\\n" {tool} "$@" "" >>"{folder}/calls"\n')
@@ -80,9 +80,9 @@ def test_trace_writes_operators_inside_ranges_and_a_table(tmp_path: Path) -> Non
         for event in named["layer 0"]
         if step["ts"] <= event["ts"] and event["ts"] + event["dur"] <= step["ts"] + step["dur"]
     ]
-    assert len(inside) == 2  # the language model's and the transformer's
+    assert len(inside) == 2  # one of the language model, one of the transformer
     assert chunk["ts"] <= step["ts"]
-    assert {"prefill", "commit", "video", "egress", "audio"} <= set(named)
+    assert {"prefill", "commit", "video", "frames", "audio"} <= set(named)
     assert any(event.get("cat") == "cpu_op" for event in events)
     table = (tmp_path / "operators.txt").read_text()
     assert table.count("aten::") == 5
@@ -90,7 +90,7 @@ def test_trace_writes_operators_inside_ranges_and_a_table(tmp_path: Path) -> Non
     assert "layer 0" not in table
 
 
-def test_on_a_gpu_the_table_counts_kernels_once_and_no_ranges() -> None:
+def test_on_a_gpu_the_table_counts_each_kernel_once_without_ranges() -> None:
     def event(key: str, kind: DeviceType, microseconds: float, annotation: bool = False) -> SimpleNamespace:
         return SimpleNamespace(
             key=key,
@@ -116,7 +116,7 @@ def test_on_a_gpu_the_table_counts_kernels_once_and_no_ranges() -> None:
     ]
 
 
-def test_steady_chunks_are_bracketed_on_a_gpu_even_when_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_profiler_stops_even_if_a_chunk_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("synchronize"))
     monkeypatch.setattr(torch.cuda.profiler, "start", lambda: calls.append("start"))
@@ -136,7 +136,7 @@ def test_steady_chunks_are_bracketed_on_a_gpu_even_when_they_fail(monkeypatch: p
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_are_valid_bash_and_say_how_they_are_used(script: str) -> None:
+def test_scripts_are_valid_bash_and_print_their_usage(script: str) -> None:
     path = ROOT / "profiles" / script
     assert os.access(path, os.X_OK)
     subprocess.run(["bash", "-n", path], check=True)
@@ -146,7 +146,7 @@ def test_scripts_are_valid_bash_and_say_how_they_are_used(script: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_nsys_captures_between_profiler_calls_and_passes_options_on(tmp_path: Path) -> None:
+def test_nsys_captures_between_profiler_calls_and_forwards_options(tmp_path: Path) -> None:
     profile, stats = shell(tmp_path, "nsys.sh", "out dir", "--gpu-metrics-devices=0", "--", "--chunks", "2")
     assert profile[:2] == ["nsys", "profile"]
     assert {"--capture-range=cudaProfilerApi", "--capture-range-end=stop"} <= set(profile)
@@ -158,7 +158,7 @@ def test_nsys_captures_between_profiler_calls_and_passes_options_on(tmp_path: Pa
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_ncu_starts_with_the_profiler_off_and_passes_options_on(tmp_path: Path) -> None:
+def test_ncu_starts_with_the_profiler_off_and_forwards_options(tmp_path: Path) -> None:
     options = ("--clock-control", "none", "--launch-count", "4")
     profile, summary = shell(tmp_path, "ncu.sh", "out", "attention.*", *options, "--", "--preset", "5b")
     assert profile[profile.index("--profile-from-start") + 1] == "off"
@@ -170,7 +170,7 @@ def test_ncu_starts_with_the_profiler_off_and_passes_options_on(tmp_path: Path) 
     assert summary[1:3] == ["--import", f"{tmp_path}/out/steady.ncu-rep"]
 
 
-def test_the_readme_shows_the_options_that_the_scripts_pass() -> None:
+def test_the_readme_lists_the_options_that_the_scripts_pass() -> None:
     readme = (ROOT / "profiles" / "README.md").read_text()
     for script in SCRIPTS:
         text = (ROOT / "profiles" / script).read_text()
@@ -184,7 +184,7 @@ def test_the_readme_shows_the_options_that_the_scripts_pass() -> None:
 def test_workflows_are_valid_yaml_with_runners_and_steps(path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load(path.read_text())
-    # YAML 1.1 reads the key "on" as a truth value.
+    # YAML 1.1 parses the key "on" as True.
     assert {"name", True, "jobs"} <= set(workflow)
     for job in workflow["jobs"].values():
         assert job["runs-on"]
@@ -200,13 +200,13 @@ def h100() -> dict:
 
 
 def find(steps: list[dict], key: str, part: str) -> int:
-    """Return where the only step is whose ``key`` contains ``part``."""
+    """Return the index of the only step whose ``key`` contains ``part``."""
     (found,) = (index for index, step in enumerate(steps) if part in step.get(key, ""))
     return found
 
 
-def test_the_h100_workflow_gates_every_push_and_benchmarks_on_its_own_runner(h100: dict) -> None:
-    # Neither filtered by branch nor open to forks.
+def test_the_h100_workflow_gates_and_benchmarks_every_push(h100: dict) -> None:
+    # Not filtered by branch and not open to forks.
     assert h100[True] == {"push": None, "workflow_dispatch": None}
     codegen, benchmark = h100["jobs"]["codegen"], h100["jobs"]["benchmark"]
     assert codegen["runs-on"] == "ubuntu-latest"
@@ -219,17 +219,17 @@ def test_the_h100_workflow_gates_every_push_and_benchmarks_on_its_own_runner(h10
     assert benchmark["concurrency"] == {"group": "h100", "cancel-in-progress": False}
 
 
-def test_whatever_the_gate_says_the_kernels_are_timed_and_the_results_kept(h100: dict) -> None:
+def test_kernels_are_timed_and_results_kept_even_if_the_gate_fails(h100: dict) -> None:
     steps = h100["jobs"]["benchmark"]["steps"]
     install, restore = find(steps, "name", "Install"), find(steps, "uses", "actions/cache/restore")
     gate, suite = find(steps, "run", "pytest bench/"), find(steps, "run", "-m bench.h100")
     save, upload = find(steps, "uses", "actions/cache/save"), find(steps, "uses", "actions/upload-artifact")
     assert install < restore < gate < suite < save < upload
-    # A step without a condition is skipped once one before it has failed.
+    # A step without a condition is skipped after a failed step.
     assert all("if" not in steps[index] for index in (install, restore, gate))
     assert steps[suite]["if"] == f"always() && steps.{steps[install]['id']}.outcome == 'success'"
     assert steps[upload]["if"] == "always()"
-    # A first run is kept although it fails: it may never be kept otherwise. A later one that fails is not.
+    # A failed run is kept only if it is the first, or there might never be one to compare with.
     first = f"steps.{steps[restore]['id']}.outputs.cache-matched-key == ''"
     passed = f"steps.{steps[gate]['id']}.outcome == 'success'"
     assert steps[save]["if"] == f"always() && github.ref == 'refs/heads/main' && ({passed} || {first})"
@@ -240,14 +240,14 @@ def test_whatever_the_gate_says_the_kernels_are_timed_and_the_results_kept(h100:
 
 
 def run_gate(folder: Path, workflow: dict, code: int) -> tuple[int, list[str]]:
-    """Run the step of the gate as the runner does, with a Python that exits with ``code``.
+    """Run the gate's step as the runner does, with a fake Python that exits with ``code``.
 
-    Asked for the place of the record, that Python says ``record.json`` and leaves the question in ``asked``.
-    Returns the exit code of the step, and what Python was given.
+    For ``-c``, the fake Python prints ``record.json``, the path of the record, and writes the code it was
+    given to ``asked``. Returns the exit code of the step and the arguments of Python.
     """
     steps = workflow["jobs"]["benchmark"]["steps"]
     step = steps[find(steps, "run", "pytest bench/")]
-    # The shell that is named so stops at the first failure, in a pipe too.
+    # The runner's shell "bash" stops at the first failure, also inside a pipe.
     assert step["shell"] == "bash"
     (folder / "bin").mkdir()
     python = folder / "bin" / "python"
@@ -269,7 +269,7 @@ def run_gate(folder: Path, workflow: dict, code: int) -> tuple[int, list[str]]:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("compared", [False, True])
-def test_the_gate_is_given_what_it_can_be_judged_by(
+def test_the_gate_gets_the_recorded_and_previous_results(
     tmp_path: Path, h100: dict, recorded: bool, compared: bool
 ) -> None:
     if recorded:
@@ -287,13 +287,13 @@ def test_the_gate_is_given_what_it_can_be_judged_by(
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_gate_that_fails_fails_its_step(tmp_path: Path, h100: dict) -> None:
+def test_a_failing_gate_fails_its_step(tmp_path: Path, h100: dict) -> None:
     code, _ = run_gate(tmp_path, h100, 1)
     assert code == 1
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_workflow_asks_the_gate_itself_where_this_machine_is_recorded(
+def test_the_workflow_asks_the_gate_for_the_path_of_the_record(
     tmp_path: Path, h100: dict, capsys: pytest.CaptureFixture
 ) -> None:
     run_gate(tmp_path, h100, 0)

@@ -1,8 +1,8 @@
-"""Figures of a disassembly: what is counted, and what sm_90 can hold of it."""
+"""Figures of a disassembly: the counts, and the blocks that fit on sm_90."""
 
 import pytest
 
-from streamchar.sass import SassError, parse, resident_blocks, vector_share
+from streamchar.tools.sass import SassError, parse, resident_blocks, vector_share
 
 LISTING = """
 Resource usage:

@@ -25,7 +25,7 @@ def test_a_row_may_have_no_token_at_all():
         ([], "rows must be at least one batch row, got 0"),
         ([[(-1, 2)]], r"rows\[0\]\[0\].start must be at least 0, got -1"),
         ([[(0, 2)], [(0, -2)]], r"rows\[1\]\[0\].length must be at least 0, got -2"),
-        ([[(6, 3)]], r"start \+ length must be at most 8 \(capacity of this memory\), got 9; shorten"),
+        ([[(6, 3)]], r"start \+ length must be at most 8 \(capacity of this cache\), got 9; shorten"),
         ([[(2, 3), (0, 3)]], r"rows\[0\]\[0\].start must be at least 3 \(end of rows\[0\]\[1\]\), got 2"),
         ([[(0, 8), (3, 1)]], "segments overlap"),
     ],

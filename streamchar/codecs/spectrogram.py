@@ -1,11 +1,11 @@
-"""The audio encoder: log-mel frames of a token, projected linearly to its latent.
+"""The audio encoder: log-mel frames of each token, projected linearly to a latent.
 
-A token is described by ``samples_per_token / hop`` windows, each starting where its own hop starts, as the
-vocoder lays its windows. Their log-mel energies are projected on the leading principal components of speech.
-A linear map leaves nothing to train, gives smooth latents, and its inverse is a projection back.
+A token is described by ``samples_per_token / hop`` windows. Each starts where its own hop starts, as in the
+vocoder. Their log-mel energies are projected to the leading principal components of speech. The projection
+is linear, so nothing has to be trained, latents are smooth, and another linear map inverts it.
 
-Components are scaled to the fourth root of their variance, not to unit variance: the loud ones stay louder
-than the faint ones, so that a flow decides them first, and the faint ones are not drowned either.
+Components are scaled by the fourth root of their variance instead of to unit variance. Strong components
+keep larger values, so the flow settles them first, while weak ones still stand out from the noise.
 """
 
 import functools
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import VocoderConfig
+from ..config.codecs import VocoderConfig
 
-#: Energies below are as good as silence; 16-bit audio has its own floor near it.
+#: Lower bound of mel energies before the logarithm, about the noise floor of 16-bit audio.
 FLOOR = 1e-3
 
 
 class Spectrogram(nn.Module):
-    """Log-mel energies of tokens and their projection.
+    """Log-mel energies of audio tokens and their projection to latents.
 
     Args:
         config: sizes of the vocoder.
-        channels: of a latent, at most the energies of a token.
-        samples_per_token: samples that one latent stands for.
+        channels: channels of a latent, at most the number of energies per token.
+        samples_per_token: audio samples per latent, a multiple of ``config.hop``.
     """
 
     mean: Tensor
@@ -43,7 +43,15 @@ class Spectrogram(nn.Module):
         self.register_buffer("basis", basis)
 
     def log_mel(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """Return [batch, tokens, frames * mels] fp32 of [batch, samples], silence after the end assumed."""
+        """Compute log-mel energies; the audio is padded with silence at the end.
+
+        Args:
+            audio: [batch, samples], whole tokens, any float dtype.
+            sample_rate: samples per second.
+
+        Returns:
+            [batch, tokens, frames * mels] fp32, where frames is the number of windows per token.
+        """
         config = self.config
         audio = F.pad(audio.float(), (0, config.n_fft - config.hop))
         window = torch.hann_window(config.n_fft, device=audio.device)
@@ -53,24 +61,27 @@ class Spectrogram(nn.Module):
         return energies.reshape(len(energies), -1, self.frames * config.mels)
 
     def project(self, log_mel: Tensor) -> Tensor:
-        """Return the latents of log-mel energies, [..., frames * mels] to [..., channels]."""
+        """Map log-mel energies, [..., frames * mels], to latents, [..., channels], in fp32."""
         latents: Tensor = (log_mel - self.mean.float()) @ self.basis.float().T
         return latents
 
     @torch.no_grad()
     def fit(self, log_mel: Tensor) -> float:
-        """Take the principal components of examples, [examples, frames * mels]; latents get mean square 1.
+        """Set the projection to the principal components of examples; latents get a mean square of 1.
+
+        Args:
+            log_mel: [examples, frames * mels], from :meth:`log_mel`.
 
         Returns:
-            The share of the variance that the latents keep.
+            The fraction of the variance that the latents keep.
         """
         wide = log_mel.double()
         mean = wide.mean(0)
         variance, directions = torch.linalg.eigh(torch.cov((wide - mean).T))
         channels = self.basis.shape[0]
         kept, directions = variance.flip(0)[:channels], directions.flip(1)[:, :channels]
-        # Either direction of an axis is right, and which comes out is the library's choice: ours is that the
-        # sum points up, or where it is next to nothing the largest entry.
+        # The sign of an eigenvector depends on the library. Fix it: the sum is positive or, if the sum is
+        # close to zero, the entry of largest magnitude is.
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))[0]
         total = directions.sum(0)
         directions = directions * torch.where(total.abs() > 1e-6, total, largest).sign()
@@ -83,7 +94,7 @@ class Spectrogram(nn.Module):
 
 @functools.lru_cache(maxsize=4)
 def mel_bank(mels: int, n_fft: int, sample_rate: int) -> Tensor:
-    """Return triangular filters on the mel scale up to half the sample rate, [mels, n_fft / 2 + 1]."""
+    """Return triangular mel filters from 0 to half the sample rate, [mels, n_fft / 2 + 1] fp32."""
 
     def mel(hertz: float) -> float:
         return 2595 * math.log10(1 + hertz / 700)

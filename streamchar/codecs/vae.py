@@ -1,37 +1,35 @@
-"""The streaming causal video VAE: an image or a clip to latents, an endless stream of latents to frames.
+"""The streaming causal video VAE: encodes images and clips, decodes unbounded streams of latents to frames.
 
-One network for every preset, in the form of the Wan2.2 VAE, whose ``diffusers`` checkpoints load as they
-are. The first latent of a stream stands for one frame, the reference image, and :meth:`Vae.prime` decodes it;
-every later latent gives ``temporal_stride`` frames through :meth:`Vae.decode`, which is one fixed sequence of
-operations on fixed addresses and can be captured in a CUDA graph.
+All presets share the architecture of the Wan2.2 VAE and load its ``diffusers`` checkpoints unchanged. The
+first latent of a stream encodes one frame, the reference image; :meth:`Vae.prime` decodes it. Each later
+latent gives ``temporal_stride`` frames through :meth:`Vae.decode`, a fixed sequence of operations on fixed
+addresses that a CUDA graph can capture.
 
 Source: Wan (arXiv 2503.20314), section 4.1; the Wan2.2 release for residual levels and patches.
 """
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, load_foreign
 from ..config import ConfigError, VaeConfig
-from ..ranges import span
+from ..profiling import span
 from .vae_layers import CausalConv3d, ChannelNorm, DownBlock, MidBlock, Past, UpBlock
 
 
 @dataclass(frozen=True)
 class VaeState:
-    """What decoding remembers of its streams, one a row: the last frames that each causal convolution saw.
+    """Decoder state of ``batch`` streams: the last input frames of each causal convolution.
 
     Attributes:
-        past: a buffer [batch, frames, height, width, channels] a convolution, never reallocated.
+        past: one [batch, frames, height, width, channels] buffer per convolution, at a fixed address.
     """
 
     past: tuple[Tensor, ...]
@@ -43,23 +41,31 @@ class VaeState:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all streams."""
+        """Size of the buffers of all streams, in bytes."""
         return sum(buffer.nbytes for buffer in self.past)
 
     def row(self, index: int) -> "VaeState":
-        """Return the state of one stream, a batch of 1 in the same memory."""
+        """Return the state of one stream, with batch 1, as a view.
+
+        Raises:
+            ValueError: ``index`` is out of range.
+        """
         if not 0 <= index < self.batch:
-            raise ValueError(f"index must be a row below batch = {self.batch}, got {index}")
+            raise ValueError(f"index must be between 0 and {self.batch - 1}, got {index}")
         return VaeState(tuple(buffer[index : index + 1] for buffer in self.past))
 
     def reset(self, row: int | None = None) -> None:
-        """Forget one stream, or all of them; :meth:`Vae.prime` does so before it starts one."""
+        """Clear one stream, or all by default. :meth:`Vae.prime` calls this itself.
+
+        Raises:
+            ValueError: ``row`` is out of range.
+        """
         for buffer in self.past if row is None else self.row(row).past:
             buffer.zero_()
 
 
 class Encoder(nn.Module):
-    """Whole clips of patches to posterior statistics."""
+    """Encode whole clips of patches to posterior statistics."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -85,13 +91,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents of a stream to patches."""
+    """Decode latents of a stream to patches."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         dims = config.decoder_dims
         spaces, temporal = _levels(config)
-        # A step up undoes the step down to its level, so the finest level, which comes last, has none.
+        # Each upsampler reverses one downsampler; the finest level, which comes last, has none.
         spaces, temporal = (*spaces[-2::-1], 1), (*temporal[-2::-1], False)
         self.conv_in = CausalConv3d(config.z_dim, dims[0])
         self.mid_block = MidBlock(dims[0])
@@ -103,20 +109,23 @@ class Decoder(nn.Module):
         )
         self.norm_out = ChannelNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], config.patch_channels)
-        #: Channels and cells per latent cell along an axis of every buffer of past frames, by slot.
-        self.buffers_of_past: list[tuple[int, int]] = []
+        #: Per state buffer: channels, and cells per latent cell along each spatial axis.
+        self.buffer_sizes: list[tuple[int, int]] = []
         scale = 1
         for part, space in zip(
             (self.conv_in, self.mid_block, *self.up_blocks, self.conv_out), (1, 1, *spaces, 1)
         ):
             for conv in part.modules():
                 if isinstance(conv, CausalConv3d) and conv.history:
-                    conv.slot = len(self.buffers_of_past)
-                    self.buffers_of_past.append((conv.inputs, scale))
+                    conv.slot = len(self.buffer_sizes)
+                    self.buffer_sizes.append((conv.inputs, scale))
             scale *= space
 
     def forward(self, x: Tensor, past: Past, first: bool) -> Tensor:
-        """Map [batch, n, h, w, z_dim] to [batch, 4 n or 4 n - 3 if first, height, width, patch channels]."""
+        """Map [batch, n, h, w, z_dim] to [batch, frames, height, width, patch channels].
+
+        There are 4 n frames, or 4 n - 3 with ``first``.
+        """
         x = self.mid_block(self.conv_in(x, past), past)
         for index, block in enumerate(self.up_blocks):
             with span("block", index):
@@ -126,12 +135,12 @@ class Decoder(nn.Module):
 
 
 class Vae(nn.Module):
-    """The video VAE. Pictures are RGB in [-1, 1]; latents are normalised to mean 0 and variance 1 a channel.
+    """The video VAE. Frames are RGB in [-1, 1]; each latent channel is normalised to mean 0 and variance 1.
 
     Args:
-        config: its sizes.
-        device: where its parameters lie.
-        dtype: of parameters, states and everything returned.
+        config: sizes.
+        device: device of the parameters.
+        dtype: dtype of parameters, states and results.
     """
 
     latents_mean: Tensor
@@ -145,7 +154,7 @@ class Vae(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        # Built without storage: a checkpoint or reset_parameters fills each value once, where it is to lie.
+        # Build without storage, so that parameters are allocated and initialised only once, on their device.
         with torch.device("meta"):
             self.encoder = Encoder(config)
             self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
@@ -153,20 +162,20 @@ class Vae(nn.Module):
             self.decoder = Decoder(config)
         self.to(dtype)
         self.to_empty(device=device if device is not None else torch.get_default_device())
-        self._settle()
-        # Weights may come in any layout and onto any device.
+        self._prepare_weights()
+        # A loaded state dict may change the memory format or the device.
         hook = self.register_load_state_dict_post_hook
-        hook(lambda vae, _: vae._settle())  # type: ignore[no-untyped-call]
+        hook(lambda vae, _: vae._prepare_weights())  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
-    def _settle(self) -> None:
-        """Put statistics where the parameters are, and parameters into the layout that convolutions read."""
+    def _prepare_weights(self) -> None:
+        """Move the latent statistics to the parameters' device, and set the memory format of all weights."""
         for name in ("latents_mean", "latents_std"):
             values = torch.tensor(getattr(self.config, name)).to(self.quant_conv.weight)
             self.register_buffer(name, values[:, None, None], persistent=False)
         for module in self.modules():
             if isinstance(module, CausalConv3d):
-                module.lay_out()
+                module.set_memory_format()
             elif isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -177,40 +186,28 @@ class Vae(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load an ``AutoencoderKLWan`` of Wan2.2's form that ``diffusers`` saved.
+        """Load an ``AutoencoderKLWan`` with the Wan2.2 architecture that ``diffusers`` saved.
 
         Args:
-            directory: holds config.json and the safetensors, in one file or in shards.
-            device: where to put it.
-            dtype: to cast its tensors to; None for PyTorch's default.
+            directory: holds config.json and one or several safetensors files.
+            device: device of the parameters.
+            dtype: dtype of the parameters; by default PyTorch's.
 
         Raises:
-            CheckpointError: config.json is missing, of another form or has impossible sizes; or a tensor
-                is missing, unexpected, mis-shaped, not finite, or its file truncated.
+            CheckpointError: config.json is missing, has invalid sizes or describes another architecture; or a
+                tensor or file does not fit, see :func:`streamchar.checkpoint.load_foreign`.
         """
         directory = Path(directory)
         vae = cls(_read_config(directory / "config.json"), device, dtype)
-        wanted = dict(vae.named_parameters())
-        for name, tensor in _tensors(directory):
-            parameter = wanted.pop(name, None)
-            if parameter is None:
-                raise CheckpointError(directory, "is unexpected", tensor=name)
-            if parameter.shape != tensor.shape:
-                want, have = list(parameter.shape), list(tensor.shape)
-                raise CheckpointError(directory, f"must have shape {want}, got {have}", tensor=name)
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(directory, "must be finite, got NaN or infinity", tensor=name)
-            parameter.data.copy_(tensor)
-        if wanted:
-            raise CheckpointError(directory, f"is missing, as one of {len(wanted)}", tensor=min(wanted))
+        load_foreign(vae, directory, "diffusion_pytorch_model.safetensors")
         return vae
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw random weights that keep activations near unit variance, every parameter anew.
+        """Reinitialise all parameters with random weights that keep activations near unit variance.
 
         Args:
-            generator: of the parameters' device; None for the default one.
+            generator: on the parameters' device; by default PyTorch's global generator.
         """
         for module in self.modules():
             if isinstance(module, CausalConv3d | nn.Conv2d):
@@ -222,7 +219,7 @@ class Vae(nn.Module):
                 module.gamma.fill_(1.0)
 
     def new_state(self, batch: int, latent_size: tuple[int, int]) -> VaeState:
-        """Allocate the memory of ``batch`` streams; each must be primed before it is decoded.
+        """Allocate the state of ``batch`` streams; each must be primed before it is decoded.
 
         Args:
             batch: number of streams.
@@ -246,19 +243,19 @@ class Vae(nn.Module):
                     dtype=weight.dtype,
                     device=weight.device,
                 )
-                for channels, scale in self.decoder.buffers_of_past
+                for channels, scale in self.decoder.buffer_sizes
             )
         )
 
     def prime(self, state: VaeState, first_latent: Tensor) -> Tensor:
-        """Open every stream of ``state`` with its first latent, whatever the state held before.
+        """Reset every stream of ``state`` and decode its first latent.
 
         Args:
             state: from :meth:`new_state`, or one row of it.
-            first_latent: [batch, z_dim, h, w], such as :meth:`encode_image` returns.
+            first_latent: [batch, z_dim, h, w], as :meth:`encode_image` returns.
 
         Returns:
-            The frame that it stands for, [batch, 3, height, width] in [-1, 1].
+            The first frame, [batch, 3, height, width] in [-1, 1].
 
         Raises:
             ValueError: the latent does not have the state's shape.
@@ -269,13 +266,13 @@ class Vae(nn.Module):
         return frames.clamp(-1, 1).squeeze(1)
 
     def decode(self, state: VaeState, latents: Tensor) -> Tensor:
-        """Decode the next latents of every stream of ``state`` and remember them.
+        """Decode the next latents of every stream of ``state``.
 
-        One latent goes through at a time: however a stream is cut into calls, the same operations run on the
-        same shapes and give the same bits, and activations take the memory of one latent.
+        Latents are decoded one at a time, so the result is bit-identical however a stream is split into
+        calls, and activations take the memory of one latent.
 
         Args:
-            state: primed; updated in place.
+            state: a state after :meth:`prime`; updated in place.
             latents: [batch, n, z_dim, h, w], n at least 1.
 
         Returns:
@@ -289,23 +286,23 @@ class Vae(nn.Module):
         return torch.cat(frames, 1).clamp_(-1, 1)
 
     def decode_clip(self, latents: Tensor) -> Tensor:
-        """Decode whole clips in one pass without state, for training: gradients flow through all of it.
+        """Decode whole clips in one pass without state and with gradients, for training.
 
         Args:
             latents: [batch, 1 + n, z_dim, h, w].
 
         Returns:
-            Frames [batch, 1 + n * temporal_stride, 3, height, width], the same as a primed stream's but not
-            clamped, so that saturated pixels still have a gradient.
+            Frames [batch, 1 + n * temporal_stride, 3, height, width], equal to those of :meth:`prime` and
+            :meth:`decode` but not clamped, so that saturated pixels still have a gradient.
 
         Raises:
-            ValueError: the latents have another shape.
+            ValueError: ``latents`` has the wrong shape.
         """
         self._check_latents("latents", latents, None)
         return self._decode(latents, None, first=True)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Encode clips to the normalised means of their posteriors.
+        """Encode clips to the normalised posterior means.
 
         Args:
             frames: [batch, 1 + n * temporal_stride, 3, height, width] in [-1, 1].
@@ -314,14 +311,14 @@ class Vae(nn.Module):
             Latents [batch, 1 + n, z_dim, h, w].
 
         Raises:
-            ValueError: the frames have another shape, or do not fill whole latents.
+            ValueError: ``frames`` has the wrong shape or does not fill whole latents.
         """
         space, time = self.config.spatial_stride, self.config.temporal_stride
         shape = list(frames.shape)
         if len(shape) != 5 or shape[2] != 3:
             raise ValueError(f"frames must have shape [batch, frames, 3, height, width], got {shape}")
         if shape[1] % time != 1 % time:
-            raise ValueError(f"frames must hold 1 + {time} n frames, got {shape[1]}; drop the last few")
+            raise ValueError(f"frames must hold 1 + {time} n frames, got {shape[1]}; drop the last frames")
         if min(shape) < 1 or shape[3] % space or shape[4] % space:
             raise ValueError(
                 f"frames must have height and width in multiples of {space}, got {shape[3]} x {shape[4]}"
@@ -329,14 +326,14 @@ class Vae(nn.Module):
         patch = self.config.patch_size
         x = frames.to(self.latents_mean.dtype)
         x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
-        # Within a patch, columns vary slower than rows.
+        # Within a patch, the column index varies more slowly than the row index.
         x = x.permute(0, 1, 3, 5, 2, 6, 4).flatten(4)
         mean, _ = self.quant_conv(self.encoder(x)).permute(0, 1, 4, 2, 3).chunk(2, 2)
         latents: Tensor = (mean - self.latents_mean) / self.latents_std
         return latents
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Encode images, each as the first frame of a stream.
+        """Encode images as first frames of streams.
 
         Args:
             images: [batch, 3, height, width] in [-1, 1].
@@ -345,7 +342,7 @@ class Vae(nn.Module):
             Latents [batch, z_dim, h, w].
 
         Raises:
-            ValueError: the images have another shape, or do not fill whole latent cells.
+            ValueError: ``images`` has the wrong shape or does not fill whole latent cells.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have shape [batch, 3, height, width], got {list(images.shape)}")
@@ -373,7 +370,7 @@ class Vae(nn.Module):
 
 
 def _levels(config: VaeConfig) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return, for every level of the encoder, how far it shrinks space and whether it shrinks time."""
+    """Return, per encoder level, the spatial stride and whether it halves the frame rate."""
     return (2,) * (len(config.dim_mult) - 1) + (1,), (*config.temporal_downsample, False)
 
 
@@ -412,19 +409,3 @@ def _read_config(file: Path) -> VaeConfig:
         raise CheckpointError(file, str(error)) from error
     except (OSError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(file, f"must be the config.json of an AutoencoderKLWan: {error}") from error
-
-
-def _tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and memory-mapped tensors of a checkpoint, whole or in shards."""
-    whole = "diffusion_pytorch_model.safetensors"
-    index = directory / f"{whole}.index.json"
-    try:
-        names = {whole}
-        if index.is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        for name in sorted(names):
-            with safe_open(directory / name, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    yield key, file.get_tensor(key)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(directory, f"must hold whole safetensors files: {error}") from error

@@ -1,12 +1,12 @@
-"""Layers of the video VAE, in the layout of the Wan2.2 VAE.
+"""Layers of the video VAE, following the Wan2.2 VAE.
 
-Activations are [batch, frames, height, width, channels], contiguous. A causal 3 x 3 x 3 convolution is a 2-D
-one over three stacked frames: PyTorch's 3-D one on a CPU falls back to a slow path for the few frames of one
-latent, and the norm over channels is faster where they are innermost. A stream's past is a sequence of
-fixed-address buffers, one a causal convolution, read and overwritten in place; without it (``past=None``) a
-whole clip is computed in one go, with zeros before its first frame.
+Activations are [batch, frames, height, width, channels], contiguous. A causal 3 x 3 x 3 convolution runs as a
+2-D convolution over three stacked frames: PyTorch's 3-D convolution takes a slow path on a CPU for the few
+frames of one latent, and the channel norm is faster with channels last. The past of a stream is a sequence of
+buffers at fixed addresses, one per causal convolution, read and overwritten in place. Without it
+(``past=None``) a whole clip is computed at once, with zeros before its first frame.
 
-Source: Wan (arXiv 2503.20314), section 4.1; names and shapes of parameters as in diffusers' AutoencoderKLWan.
+Source: Wan (arXiv 2503.20314), section 4.1; parameter names and shapes of diffusers' AutoencoderKLWan.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Past frames of every causal convolution, in the order of the slots; None for a clip that starts here.
+#: Past input frames of each causal convolution, ordered by slot; None for a clip that starts from nothing.
 Past = Sequence[Tensor] | None
 
 
@@ -28,7 +28,7 @@ def _per_frame(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class CausalConv3d(nn.Module):
-    """Convolve over the current frame and those before it."""
+    """A 3-D convolution that sees the current frame and earlier frames only."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__()
@@ -40,25 +40,25 @@ class CausalConv3d(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *kernel))
         self.bias = nn.Parameter(torch.empty(outputs))
 
-    def lay_out(self) -> None:
-        """Lay the weight out in memory so that the 2-D weight of stacked frames is a view of it."""
+    def set_memory_format(self) -> None:
+        """Permute the weight in memory so that the 2-D weight over stacked frames is a view of it."""
         self.weight.data = self.weight.data.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
 
     def forward(self, x: Tensor, past: Past = None) -> Tensor:
-        """Return as many frames as ``x`` has; read the past from its slot and leave the last frames there."""
+        """Convolve all frames of ``x``; ``past[self.slot]`` is read first, then set to the last input frames."""
         if self.history and past is None:
             x = F.pad(x, (0, 0) * 3 + (self.history, 0))
         elif self.history and past is not None:
             x = torch.cat((past[self.slot], x), 1)
             past[self.slot].copy_(x[:, -self.history :].detach())
-        return self.slide(x)
+        return self.convolve(x)
 
-    def slide(self, x: Tensor, stride: int = 1) -> Tensor:
-        """Convolve wherever the kernel fits in time, every ``stride`` frames."""
-        places = range(self.history + 1)
+    def convolve(self, x: Tensor, stride: int = 1) -> Tensor:
+        """Convolve with a temporal stride and without temporal padding."""
+        offsets = range(self.history + 1)
         last = x.shape[1] - self.history
-        # Slices and not an unfold, whose backward pass takes as long as a convolution.
-        stacked = torch.cat([x[:, place : place + last : stride] for place in places], -1)
+        # Slices, because the backward pass of unfold takes as long as a convolution.
+        stacked = torch.cat([x[:, offset : offset + last : stride] for offset in offsets], -1)
         images = stacked.flatten(0, 1).permute(0, 3, 1, 2)
         weight = self.weight.transpose(1, 2).flatten(1, 2)
         y = F.conv2d(images, weight, self.bias, padding=self.padding)
@@ -67,19 +67,19 @@ class CausalConv3d(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Scale every cell to unit mean square over its channels, then by a gain a channel."""
+    """RMS norm over the channels of each cell, with a gain per channel."""
 
     def __init__(self, channels: int, trailing: int = 3) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * trailing))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` normalised; a cell of zeros stays zero."""
+        """Normalise ``x``; a cell of zeros stays zero."""
         return F.rms_norm(x, (x.shape[-1],), self.gamma.flatten().to(x.dtype), 1e-24)
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised causal convolutions beside a shortcut."""
+    """Two causal convolutions with norms and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class ResidualBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """One head of attention over the cells of each frame."""
+    """Single-head self-attention over the cells of each frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class FrameAttention(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` plus what its cells gather within their frame."""
+        """Return ``x`` plus the attention output, in the shape of ``x``."""
         cells = self.norm(x).flatten(0, 1).flatten(1, 2)
         qkv = F.linear(cells, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
         q, k, v = qkv.unsqueeze(1).chunk(3, -1)
@@ -116,7 +116,7 @@ class FrameAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Attention between two residual blocks, at the coarsest level."""
+    """Two residual blocks with attention in between, at the coarsest level."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Downsampler(nn.Module):
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
-        # Odd kernels over even sizes need a border on one side only.
+        # As in the Wan2.2 VAE, only the right and bottom borders are padded.
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = CausalConv3d(channels, channels, (3, 1, 1)) if temporal else None
 
@@ -143,12 +143,12 @@ class Downsampler(nn.Module):
         """Return [batch, 1 + (frames - 1) / 2 or frames, height / 2, width / 2, channels]."""
         x = _per_frame(self.resample, x)
         if self.time_conv is not None and x.shape[1] > 1:
-            x = torch.cat((x[:, :1], self.time_conv.slide(x, stride=2)), 1)
+            x = torch.cat((x[:, :1], self.time_conv.convolve(x, stride=2)), 1)
         return x
 
 
 class Upsampler(nn.Module):
-    """Double height and width and, with ``temporal``, the frames."""
+    """Double height and width and, with ``temporal``, the number of frames."""
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
@@ -157,9 +157,9 @@ class Upsampler(nn.Module):
         self.time_conv = CausalConv3d(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, past: Past, first: bool) -> Tensor:
-        """Return twice the frames of ``x``; with ``first``, its first frame opens a stream and stays one."""
+        """Upsample ``x``; with ``first``, its first frame starts a stream and is not doubled in time."""
         if self.time_conv is not None:
-            # The opening frame is never seen by this convolution: zeros stand for it in its past.
+            # The first frame bypasses this convolution, which then has zeros as its past.
             head, x = x[:, : int(first)], x[:, int(first) :]
             if x.shape[1]:
                 pairs = self.time_conv(x, past).unflatten(-1, (2, -1))
@@ -169,13 +169,16 @@ class Upsampler(nn.Module):
 
 
 def average_down(x: Tensor, channels: int, time: int, space: int) -> Tensor:
-    """Fold ``time`` frames of ``space`` x ``space`` cells into channels, and average down to ``channels``.
+    """Fold ``time`` frames of ``space`` x ``space`` cells into channels and average groups of channels.
 
     Args:
-        x: [batch, frames, height, width, inputs]; frames that do not fill a group get zeros before them.
-        channels: channels to return, a divisor of inputs * time * space^2.
-        time: frames of a group.
-        space: cells of a group, along either axis.
+        x: [batch, frames, height, width, inputs]; padded with zero frames at the front to whole groups.
+        channels: number of output channels, a divisor of inputs * time * space^2.
+        time: frames per group.
+        space: cells per group, along each axis.
+
+    Returns:
+        [batch, ceil(frames / time), height / space, width / space, channels].
     """
     x = F.pad(x, (0, 0) * 3 + (-x.shape[1] % time, 0))
     x = x.unflatten(3, (-1, space)).unflatten(2, (-1, space)).unflatten(1, (-1, time))
@@ -189,10 +192,14 @@ def repeat_up(x: Tensor, channels: int, time: int, space: int, first: bool) -> T
 
     Args:
         x: [batch, frames, height, width, inputs].
-        channels: channels to return; channels * time * space^2 is a multiple of inputs.
-        time: frames that one becomes; with ``first`` the first of ``x`` becomes one.
-        space: cells that one becomes, along either axis.
-        first: whether ``x`` opens a stream.
+        channels: number of output channels; channels * time * space^2 must be a multiple of inputs.
+        time: output frames per input frame.
+        space: output cells per input cell, along each axis.
+        first: whether ``x`` starts a stream; its first frame then gives one output frame.
+
+    Returns:
+        [batch, frames * time, height * space, width * space, channels]; with ``first``,
+        ``time - 1`` frames fewer.
     """
     x = x.repeat_interleave(channels * time * space * space // x.shape[-1], -1)
     x = x.unflatten(-1, (channels, time, space, space)).permute(0, 1, 5, 2, 6, 3, 7, 4)
@@ -200,18 +207,22 @@ def repeat_up(x: Tensor, channels: int, time: int, space: int, first: bool) -> T
     return x[:, time - 1 :] if first else x
 
 
+def _residual_blocks(inputs: int, outputs: int, blocks: int) -> nn.ModuleList:
+    widths = [inputs, *(outputs,) * blocks]
+    return nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
+
+
 class DownBlock(nn.Module):
-    """One level of the encoder: residual blocks and a step down, beside a shortcut that averages."""
+    """One encoder level: residual blocks and a downsampler, with an averaging shortcut."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, space: int, temporal: bool) -> None:
         super().__init__()
         self.outputs, self.space, self.time = outputs, space, 2 if temporal else 1
-        widths = [inputs, *(outputs,) * blocks]
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
+        self.resnets = _residual_blocks(inputs, outputs, blocks)
         self.downsampler = Downsampler(outputs, temporal) if space > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the level's output for a whole clip."""
+        """Compute the level for a whole clip."""
         shortcut = average_down(x, self.outputs, self.time, self.space)
         for block in self.resnets:
             x = block(x, None)
@@ -221,17 +232,16 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the decoder: residual blocks and a step up, beside a shortcut that repeats."""
+    """One decoder level: residual blocks and an upsampler, with a repeating shortcut."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, space: int, temporal: bool) -> None:
         super().__init__()
         self.outputs, self.space, self.time = outputs, space, 2 if temporal else 1
-        widths = [inputs, *(outputs,) * blocks]
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
+        self.resnets = _residual_blocks(inputs, outputs, blocks)
         self.upsampler = Upsampler(outputs, temporal) if space > 1 else None
 
     def forward(self, x: Tensor, past: Past, first: bool) -> Tensor:
-        """Return the level's output for frames of a stream; with ``first`` they open it."""
+        """Compute the level for frames of a stream; ``first`` means that they start it."""
         y = x
         for block in self.resnets:
             y = block(y, past)

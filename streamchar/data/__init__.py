@@ -1,1 +1,1 @@
-"""Speech, faces and sentences to train on and to evaluate with; the engine never imports it."""
+"""Speech, faces and sentences for training and evaluation; the engine never imports it."""

@@ -1,11 +1,11 @@
-"""A short name for what is in files."""
+"""A short hash of file contents."""
 
 import hashlib
 from pathlib import Path
 
 
 def digest(*files: Path) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of what is in files, one after another."""
+    """Return the first 16 hexadecimal digits of a SHA-256 over the contents of files, in order."""
     whole = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -1,7 +1,7 @@
 """Speech with the time of every phoneme, from the offline synthesiser ``hibari-tts``.
 
-The transcript is phonemised word by word, as :class:`streamchar.window.TextWindow` does at run time, so that
-the tokens of training and of speaking are the same. Sentences are synthesised one by one and joined.
+Text is converted to phonemes word by word, as :class:`~streamchar.text.transcript_window.TextWindow` does at
+run time, so training and inference see the same tokens. Sentences are synthesised separately and joined.
 """
 
 import itertools
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..tokenizers import PhonemeTokenizer
+from ..config import CLOCK
+from ..errors import ArgumentError
+from ..text.tokenizers import PhonemeTokenizer
 
-SAMPLE_RATE = 24000
-#: One unit of the synthesiser's durations, in seconds.
+#: Unit of the synthesiser's durations, in seconds.
 DURATION_UNIT = 0.025
-#: The durations run late against what is heard, by as much as an aligner finds, in seconds.
+#: Delay of the synthesiser's durations relative to its audio, in seconds, measured with an aligner.
 DURATION_DELAY = 0.075
-#: Silence kept before the first sound of a sentence that opens a recording, in seconds.
+#: Silence before the first sound of a recording, in seconds.
 LEAD = 0.1
 _DURATIONS = "/Clip_output_0"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -27,15 +28,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording and the time of each of its tokens.
+    """Synthesised speech and the time of each of its tokens.
 
     Attributes:
-        text: what is said.
-        tokens: ids of :class:`~streamchar.tokenizers.PhonemeTokenizer`, spaces between words included.
-        symbols: the same as phoneme characters, one a token.
-        ends: [tokens] fp32, when each token ends, in seconds; the first starts at 0.
-        word_ends: tokens up to and including each word, one entry a word.
-        audio: [samples] fp32, 24 kHz.
+        text: the spoken text.
+        tokens: ids of :class:`~streamchar.text.tokenizers.PhonemeTokenizer`, with the spaces between words.
+        symbols: the tokens as phoneme characters, one per token.
+        ends: [tokens] fp32, end of each token, in seconds; the first token starts at 0.
+        word_ends: per word, the number of tokens up to its end.
+        audio: [samples] fp32.
     """
 
     text: str
@@ -47,7 +48,7 @@ class Utterance:
 
 
 class Speaker:
-    """The synthesiser's voice. Needs the extra ``data``."""
+    """The synthesiser; requires the extra ``data``."""
 
     def __init__(self) -> None:
         import onnx
@@ -71,12 +72,12 @@ class Speaker:
         """Synthesise a text.
 
         Args:
-            text: sentences, separated by spaces after their punctuation.
-            seed: of the noise in unvoiced sounds.
-            speed: of speech, 1 is the voice's own.
+            text: sentences, each ending in punctuation and a space.
+            seed: seed of the noise in unvoiced sounds.
+            speed: speed of the speech; 1 is the voice's own.
 
         Raises:
-            ValueError: nothing in the text has a sound.
+            ArgumentError: the text contains nothing to pronounce.
         """
         tokens: list[int] = []
         durations: list[float] = []
@@ -90,21 +91,20 @@ class Speaker:
             ids = [token for word in words for token in (self.tokenizer.space, *word)][1:]
             audio, spans = self._synthesise(ids, seed + index, speed)
             if pieces:
-                # The pause that opens a sentence belongs to the space before it.
+                # The pause before a sentence belongs to the space in front of it.
                 tokens.append(self.tokenizer.space)
                 durations.append(spans[0])
             else:
                 lead = max(spans[0] - DURATION_DELAY - LEAD, 0.0)
-                audio = audio[round(lead * SAMPLE_RATE) :]
+                audio = audio[round(lead * CLOCK.sample_rate) :]
                 spans[1] += spans[0] - lead
             lengths = itertools.accumulate(len(word) + 1 for word in words)
             word_ends += [len(tokens) + length - 1 for length in lengths]
             tokens += ids
-            # The silence that closes a sentence belongs to its last token.
+            # The silence after a sentence belongs to its last token.
             durations += [*spans[1:-2], spans[-2] + spans[-1]]
             pieces.append(audio)
-        if not pieces:
-            raise ValueError(f"text must have something to speak, got {text[:40]!r}")
+        ArgumentError.require(bool(pieces), "text", "something that can be spoken", repr(text[:40]))
         ends = np.cumsum(durations) - DURATION_DELAY
         return Utterance(
             text,

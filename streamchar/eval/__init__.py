@@ -1,1 +1,1 @@
-"""Scores of what the engine makes, each beside its ceiling and its floor. Needs the extra ``eval``."""
+"""Score what the engine generates, with upper and lower bounds of each score. Needs the extra ``eval``."""

@@ -1,42 +1,45 @@
-"""Frames side by side, to look at."""
+"""Contact sheets: frames side by side in one picture, to look at."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from .arrays import Frames
 from .sources import Item, Source, reference_frame
 
-# Frames shown of a clip: from this one on, one in so many, this many where it is long enough.
-_FROM, _STEP, _SHOWN = 6, 3, 11
+# Which frames of a clip are shown: the first, the distance between them, and the most of them.
+_FIRST, _STEP, _MOST = 6, 3, 11
 
 
-def spoken_frames(source: Source, items: Sequence[Item]) -> npt.NDArray[np.uint8]:
-    """Let a source speak items, at least one, and return references and frames.
+def spoken_frames(source: Source, items: Sequence[Item]) -> Frames:
+    """Let a source speak items, and return reference pictures and frames of the clips.
+
+    Args:
+        source: what speaks.
+        items: at least one.
 
     Returns:
-        [items, columns, height, width, 3] uint8, first the reference, then every third frame, as many as the
-        shortest clip has, 11 at most.
+        [items, columns, height, width, 3] uint8. The first column is the reference; the others are every
+        third frame, as many as the shortest clip has and at most 11.
     """
     rows = []
     for item in items:
         video = source.make(item).video
         reference = reference_frame(item.identity, *video.shape[1:3])
-        rows.append(np.concatenate([reference[None], video[_FROM::_STEP][:_SHOWN]]))
+        rows.append(np.concatenate([reference[None], video[_FIRST::_STEP][:_MOST]]))
     columns = min(map(len, rows))
     return np.stack([row[:columns] for row in rows])
 
 
-def save_sheet(shown: npt.NDArray[np.uint8], target: Path) -> None:
+def save_sheet(frames: Frames, target: Path) -> None:
     """Write frames as one picture.
 
     Args:
-        shown: [rows, columns, height, width, 3] uint8 RGB.
+        frames: [rows, columns, height, width, 3] uint8 RGB.
         target: a PNG file.
     """
-    rows, columns, height, width, _ = shown.shape
-    Image.fromarray(shown.swapaxes(1, 2).reshape(rows * height, columns * width, 3)).save(
-        target, optimize=True
-    )
+    rows, columns, height, width, _ = frames.shape
+    pixels = frames.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    Image.fromarray(pixels).save(target, optimize=True)

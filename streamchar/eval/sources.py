@@ -1,37 +1,39 @@
-"""Where clips come from: drawn and synthesised as for training, through the codecs and back, or generated."""
+"""Sources of clips: rendered and synthesised as for training, passed through the codecs, or generated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..codecs.vae import Vae
 from ..codecs.vocoder import Vocoder
-from ..data.character import Identity, animate, neutral, render
-from ..data.sentences import held_out_sentences
+from ..config import CLOCK
+from ..data.renderer.character import Identity, animate, neutral, render
+from ..data.renderer.visemes import Phone
 from ..data.speech import Speaker, Utterance
-from ..data.visemes import Phone
+from ..data.text.sentences import everyday_sentences, held_out_sentences
 from ..engine import StreamCharEngine
+from .arrays import Audio, Frames
 
-SAMPLES_PER_FRAME = 1000
-#: Seed of the first character of the gallery; training draws its own from 0 upwards.
+#: Seed of the gallery's first character. Training uses seeds from 0 upwards.
 FIRST_IDENTITY = 1_000_000
+# A clip has whole video latents, and some silence at its end.
+_FRAMES_PER_LATENT, _PAUSE_FRAMES = 4, 8
 
 
 @dataclass(frozen=True)
 class Item:
-    """What every source is asked for.
+    """A clip to make, the same for every source.
 
     Attributes:
-        text: what is to be said.
-        kind: "everyday", or "unseen" for sentences of the grammar, half of them with a word never trained on.
+        text: the words to say.
+        kind: "everyday", or "unseen" for sentences of the grammar, half of which contain a word that was
+            never trained on.
         identity: seed of the character.
-        seed: of motion and noise.
+        seed: seed of motion and noise.
     """
 
     text: str
@@ -42,25 +44,25 @@ class Item:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a source made of an item.
+    """The media that a source made for an item.
 
     Attributes:
         audio: [frames * 1000] fp32, 24 kHz.
         video: [frames, height, width, 3] uint8 RGB.
-        phones: with true times where the source knows them.
-        seconds: of computing, where it says something about speed.
-        said: when half of each word is said, in seconds, where the source knows it.
+        phones: phones with their true times, if the source knows them.
+        compute_seconds: time of computing, if it says something about speed.
+        word_middles: when half of each word has been said, in seconds, if the source knows it.
     """
 
-    audio: npt.NDArray[np.float32]
-    video: npt.NDArray[np.uint8]
+    audio: Audio
+    video: Frames
     phones: Sequence[Phone] | None = None
-    seconds: float | None = None
-    said: Sequence[float] | None = None
+    compute_seconds: float | None = None
+    word_middles: Sequence[float] | None = None
 
 
 class Source(Protocol):
-    """Make clips."""
+    """Makes clips."""
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class Source(Protocol):
 
     @property
     def truth(self) -> "GroundTruth | None":
-        """What its pictures can be compared with frame by frame, None where they say the same otherwise."""
+        """Source whose pictures match this source's frame by frame; None if there is none."""
         ...
 
     def make(self, item: Item) -> Clip:
@@ -78,12 +80,12 @@ class Source(Protocol):
 
 
 def choose_items(count: int, identities: int, seed: int = 0) -> list[Item]:
-    """Return ``count`` items, everyday sentences and unseen ones by turns, characters one after another.
+    """Return items that alternate between everyday and unseen sentences and cycle through the characters.
 
     Args:
-        count: at least 1; from the 101st on all are unseen ones.
-        identities: characters of the gallery.
-        seed: of the unseen sentences.
+        count: number of items, at least 1; from the 101st item on all sentences are unseen ones.
+        identities: number of characters in the gallery.
+        seed: seed of the unseen sentences.
 
     Raises:
         ValueError: ``count`` or ``identities`` is below 1.
@@ -101,29 +103,31 @@ def choose_items(count: int, identities: int, seed: int = 0) -> list[Item]:
     ]
 
 
-def everyday_sentences() -> list[str]:
-    """Return sentences of everyday speech, written for this."""
-    return (files(__package__) / "everyday.txt").read_text(encoding="utf-8").splitlines()
-
-
-def reference_frame(identity: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def reference_frame(identity: int, height: int, width: int) -> Frames:
     """Return the neutral picture of a character, [height, width, 3] uint8."""
     drawn = render(Identity.sample(identity), neutral(), height, width)[0]
     return np.ascontiguousarray(drawn.permute(1, 2, 0).numpy())
 
 
-def as_input(frames: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Return [..., height, width, 3] uint8 as networks take it, [..., 3, height, width] fp32 in [-1, 1]."""
+def as_input(frames: Frames) -> torch.Tensor:
+    """Convert pictures to the form that networks take.
+
+    Args:
+        frames: [..., height, width, 3] uint8.
+
+    Returns:
+        [..., 3, height, width] fp32 in [-1, 1].
+    """
     return torch.from_numpy(frames.copy()).movedim(-1, -3).float() / 127.5 - 1
 
 
 class GroundTruth:
-    """The synthesiser's speech and the drawing that goes with it: the ceiling of every score.
+    """The synthesiser's speech with the rendering that matches it: the upper bound of every score.
 
     Args:
-        height: of the pictures, in pixels.
-        width: of the pictures.
-        speaker: the voice.
+        height: height of the pictures in pixels.
+        width: width of the pictures in pixels.
+        speaker: the synthesiser.
     """
 
     name = "ground truth"
@@ -135,30 +139,31 @@ class GroundTruth:
         self.make = lru_cache(maxsize=1)(self._make)
 
     def _make(self, item: Item) -> Clip:
-        said = self._speaker.say(item.text, item.seed)
-        # Whole latents of four frames, with a pause at the end.
-        frames = -(-len(said.audio) // (4 * SAMPLES_PER_FRAME)) * 4 + 8
-        audio = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
-        audio[: len(said.audio)] = said.audio
-        starts = [0.0, *said.ends[:-1].tolist()]
-        phones = [Phone(*timed) for timed in zip(said.symbols, starts, said.ends.tolist())]
+        utterance = self._speaker.say(item.text, item.seed)
+        latents = -(-len(utterance.audio) // (_FRAMES_PER_LATENT * CLOCK.samples_per_frame))
+        frames = latents * _FRAMES_PER_LATENT + _PAUSE_FRAMES
+        audio = np.zeros(frames * CLOCK.samples_per_frame, np.float32)
+        audio[: len(utterance.audio)] = utterance.audio
+        starts = [0.0, *utterance.ends[:-1].tolist()]
+        phones = [Phone(*timed) for timed in zip(utterance.symbols, starts, utterance.ends.tolist())]
         pose = animate(phones, frames, item.seed)
         video = render(Identity.sample(item.identity), pose, *self.size).permute(0, 2, 3, 1)
-        return Clip(audio, np.ascontiguousarray(video.numpy()), phones, said=half_said(said))
+        return Clip(audio, np.ascontiguousarray(video.numpy()), phones, word_middles=word_middles(utterance))
 
 
-def half_said(said: Utterance) -> list[float]:
-    """Return when half of the tokens of each word are said, in seconds: where a pointer passes the word."""
-    bounds = np.asarray([0, *said.word_ends])
-    times = np.interp((bounds[1:] + bounds[:-1]) / 2, np.arange(len(said.ends) + 1), [0.0, *said.ends])
+def word_middles(utterance: Utterance) -> list[float]:
+    """Return when half of the tokens of each word have been said, in seconds; a pointer passes it then."""
+    bounds = np.asarray([0, *utterance.word_ends])
+    ends = [0.0, *utterance.ends]
+    times = np.interp((bounds[1:] + bounds[:-1]) / 2, np.arange(len(ends)), ends)
     return [float(time) for time in times]
 
 
 class RoundTrip:
-    """Ground truth through the encoders and the decoders: what no network behind them can surpass.
+    """Ground truth after encoding and decoding: the upper bound for any network between the codecs.
 
     Args:
-        truth: what is encoded.
+        truth: the clips to encode.
         vae: the video codec.
         vocoder: the audio codec.
     """
@@ -170,12 +175,12 @@ class RoundTrip:
 
     @torch.inference_mode()
     def make(self, item: Item) -> Clip:
-        """Return the clip that comes back."""
+        """Return the decoded clip."""
         clip = self.truth.make(item)
         weights = self._vae.latents_mean
-        # The reference opens the stream, as it does in a session.
-        opening = reference_frame(item.identity, *self.truth.size)[None]
-        frames = as_input(np.concatenate([opening, clip.video]))[None].to(weights.device, weights.dtype)
+        # The first frame of a session is the reference.
+        reference = reference_frame(item.identity, *self.truth.size)[None]
+        frames = as_input(np.concatenate([reference, clip.video]))[None].to(weights.device, weights.dtype)
         decoded = self._vae.decode_clip(self._vae.encode(frames))[0, 1:].float().cpu()
         video = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
         state = self._vocoder.new_state(1)
@@ -185,11 +190,11 @@ class RoundTrip:
 
 
 class Generated:
-    """An engine that speaks the text with the character of the reference picture.
+    """An engine that speaks the text as the character of the reference picture.
 
     Args:
-        name: for tables, such as "student, 4 steps".
-        engine: with a free row; its preset decides the steps.
+        name: name for tables, such as "student, 4 steps".
+        engine: an engine with room for one more session; its preset sets the number of steps.
     """
 
     truth = None
@@ -198,7 +203,7 @@ class Generated:
         self.name, self._engine = name, engine
 
     def make(self, item: Item) -> Clip:
-        """Return what the engine makes of the text, with the seconds that its chunks took."""
+        """Return the engine's clip of the text, with the time that its chunks took."""
         picture = self._engine.preset.picture
         reference = as_input(reference_frame(item.identity, picture.height, picture.width))
         with self._engine.open(reference, seed=item.seed) as session:
@@ -206,5 +211,5 @@ class Generated:
         return Clip(
             torch.cat([chunk.audio for chunk in chunks]).float().cpu().numpy(),
             torch.cat([chunk.video for chunk in chunks]).cpu().numpy(),
-            seconds=sum(chunk.latency["total"] for chunk in chunks),
+            compute_seconds=sum(chunk.latency["total"] for chunk in chunks),
         )

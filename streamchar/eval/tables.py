@@ -1,24 +1,36 @@
-"""Tables for files and for terminals."""
+"""Format tables for files and for terminals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown.
 
     Args:
-        lines: cells, all lines of the same length; the first is the head.
+        rows: cells of each row, the header first; all rows have the same length.
     """
-    head, *others = ("| " + " | ".join(line) + " |" for line in lines)
-    return "\n".join([head, "| " + " | ".join(["---"] * len(lines[0])) + " |", *others]) + "\n"
+    header, *others = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([header, "| " + " | ".join(["---"] * len(rows[0])) + " |", *others]) + "\n"
 
 
-def rich_table(lines: Sequence[Sequence[str]], title: str) -> Table:
-    """Return a table for a terminal, of the same lines."""
-    head, *others = lines
-    table = Table(*head, title=title, title_justify="left")
-    for line in others:
-        table.add_row(*line)
+def rich_table(rows: Sequence[Sequence[str]], title: str) -> Table:
+    """Return a table for a terminal.
+
+    Args:
+        rows: cells of each row, the header first.
+        title: shown above the table.
+    """
+    header, *others = rows
+    table = Table(*header, title=title, title_justify="left")
+    for row in others:
+        table.add_row(*row)
     return table
+
+
+def print_targets(met: Mapping[str, bool], source: str, console: Console) -> None:
+    """Print the targets of a source, each with a tick or a cross."""
+    for target, reached in met.items():
+        console.print(f"{'[green]✓[/]' if reached else '[red]✗[/]'} {source}: {target}")

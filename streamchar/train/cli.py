@@ -1,4 +1,4 @@
-"""``streamchar train``: one command a stage."""
+"""``streamchar train``: trains one stage or all of them."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..config import preset
+from .distributed.parallel import process_group, rank
 from .loop import LoopConfig, TrainingError, run
-from .parallel import processes, rank
-from .stages import SHIPPED, Workshop
+from .workshop import SHIPPED, Workshop
 
 app = typer.Typer(add_completion=False)
 
@@ -23,36 +23,38 @@ DIRECTORY = Path("~/.cache/streamchar")
 StageName = Annotated[
     str,
     typer.Argument(
-        help="all, or one of data, vocoder, vae, decoder, orchestrator, aligner, teacher, student, rollout "
-        "(or rollout-without-sink, rollout-without-pointer); or export, curves."
+        help="all, or one of data, vocoder, vae, decoder, orchestrator, aligner, teacher, student, rollout, "
+        "rollout-without-sink, rollout-without-pointer; or export or curves."
     ),
 ]
-Where = Annotated[Path, typer.Option(help="Corpus, latents and checkpoints.")]
+Where = Annotated[Path, typer.Option(help="Directory of corpus, latents and checkpoints.")]
 
 
 @app.command()
 def train(
     stage: StageName,
     directory: Where = DIRECTORY,
-    preset_name: Annotated[str, typer.Option("--preset", help="Sizes: tiny or 5b.")] = "tiny",
+    preset_name: Annotated[str, typer.Option("--preset", help="Preset: tiny or 5b.")] = "tiny",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float | None, typer.Option(min=0, help="Save and stop after so long.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="In all, instead of the stage's own number.")
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Save and stop after this many minutes.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Total number of steps; the stage's default if not given.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of CPU threads.")] = None,
     of: Annotated[str, typer.Option(help="Stage to export: teacher, student or a rollout.")] = "rollout",
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples of a step, in each process.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples per step in each process.")] = None,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Split weights and optimiser over the processes of torchrun.")
+        bool, typer.Option("--shard", help="Shard weights and optimizer state over the torchrun processes.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where export writes; streamchar/weights/PRESET by default.")
+        Path | None, typer.Option(help="Directory for export; streamchar/weights/PRESET by default.")
     ] = None,
 ) -> None:
-    """Train a stage, or one after another all that ship, going on where it was left. Exit 1 when it cannot.
+    """Train a stage, or with "all" every stage that ships; resumes from the last checkpoint.
 
-    Under torchrun, as many processes train together, each on its own examples.
+    Under torchrun, all processes train together, each on its own examples. Exits with status 1 on an error.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -64,7 +66,7 @@ def train(
     console = Console()
     try:
         sizes = preset(preset_name)
-        with processes(_device(device)) as own_device:
+        with process_group(_device(device)) as own_device:
             workshop = Workshop(directory.expanduser(), sizes, own_device)
             target = out or Path("streamchar/weights", preset_name)
             _train(workshop, stage, loop, minutes, of, target, console)
@@ -80,12 +82,12 @@ def _exit(console: Console, message: str) -> None:
 
 
 def _device(name: str) -> torch.device:
-    """Return a device that is here.
+    """Return the device called ``name``.
 
     Raises:
-        TrainingError: it is not.
+        TrainingError: the device does not exist.
     """
-    # Counted, not tried out: under torchrun, every process would leave its context on the first GPU.
+    # Devices are counted, not tried: under torchrun, every process would create a context on the first GPU.
     count = torch.cuda.device_count()
     try:
         device = torch.device(name)
@@ -111,11 +113,11 @@ def _train(
         from .export import export
 
         export(workshop, of, out)
-        console.print(f"{out} written")
+        console.print(f"wrote {out}")
     elif stage == "curves":
         from .curves import draw_curves
 
-        console.print(f"{draw_curves(workshop.runs)} written")
+        console.print(f"wrote {draw_curves(workshop.runs)}")
     else:
         started = time.monotonic()
         for name in SHIPPED if stage == "all" else (stage,):

@@ -1,16 +1,22 @@
-"""Draw what the stages logged."""
+"""Plot the logs of the stages."""
 
 from pathlib import Path
 
 from .loop import TrainingError, read_log
 
 COLUMNS = 3
-#: Logged beside the losses.
+#: Logged values that are not losses.
 OTHERS = {"step", "seconds", "norm", "chunks"}
 
 
 def draw_curves(directory: Path) -> Path:
-    """Draw every logged figure of every stage over its steps; return the picture's file.
+    """Plot every logged value of every stage over its steps, in one picture.
+
+    Args:
+        directory: directory of all stages.
+
+    Returns:
+        The file of the picture, curves.png.
 
     Raises:
         TrainingError: no stage has logged anything.
@@ -34,7 +40,7 @@ def draw_curves(directory: Path) -> Path:
         axes.set_title(stage)
         axes.set_xlabel("step")
         lowest = min((entry[key] for entry in entries for key in set(entry) - OTHERS), default=1.0)
-        # A generator's loss may fall below 0, where a logarithm has no place for it.
+        # The loss of a generator can be negative, which a logarithmic axis cannot show.
         axes.set_yscale("log" if lowest > 0 else "symlog")
         axes.legend(fontsize=7)
     for axes in cells[len(logs) :]:

@@ -1,4 +1,4 @@
-"""Put trained parts together as a checkpoint of the engine."""
+"""Export trained modules as a checkpoint of the engine."""
 
 import tempfile
 from dataclasses import replace
@@ -10,40 +10,47 @@ from PIL import Image
 from ..checkpoint import CONFIG_FILE, INDEX_FILE
 from ..codecs.vae import Vae
 from ..config import SamplerConfig
-from ..data.character import Identity, neutral, render
+from ..data.renderer.character import Identity, neutral, render
 from ..engine import StreamCharEngine
-from ..model import JointDiT
-from ..orchestrator import Orchestrator
-from .loop import TrainingError, finished
-from .stages import JOINT, Workshop
+from ..model.dit import JointDiT
+from ..model.orchestrator import Orchestrator
+from .loop import TrainingError, finished_checkpoint
+from .workshop import JOINT, Workshop
 
+#: Denoising steps of an exported teacher.
 TEACHER_STEPS = 50
-#: Slower than the synthesiser says it. Of four minutes of seeds 1 and 2, which have texts of their own, the
-#: recogniser got 22.6 and 17.9 % of the words wrong at 1.15, 19.8 and 13.9 % at 1.2, 21.3 and 18.4 % at 1.25
-#: (of the synthesiser's own 19.1 and 12.0); of seed 1 22.8 % at 1 and at 1.1. To try another, in config.json:
+#: Speech is slower than the synthesiser's. Word error rates of the recogniser on four minutes of seeds 1 and
+#: 2, which have different texts: 22.6 and 17.9 % at 1.15, 19.8 and 13.9 % at 1.2, 21.3 and 18.4 % at 1.25;
+#: on the synthesiser's own speech 19.1 and 12.0 %. Seed 1 alone: 22.8 % at 1 and at 1.1. To measure another
+#: value, set it in config.json and run
 #: streamchar eval long --minutes 4 --identities 16 --seed 1 --checkpoint DIR --name PACE -o eval-pace.
 DURATION_SCALE = 1.2
-#: Of one file of weights, so that any channel carries it.
+#: Largest size of a file of weights, small enough for any means of transport.
 SHARD_BYTES = 15 * 2**20
-#: Who a session shows that gives no reference of its own.
+#: Identity of the reference image for sessions that are opened without one.
 DEFAULT_IDENTITY = 7
 CARD, REFERENCE = "README.md", "reference.png"
 
 
 def engine_of(workshop: Workshop, stage: str, max_sessions: int = 1) -> StreamCharEngine:
-    """Return an engine of the averaged weights of a joint stage; the teacher's takes many steps.
+    """Build an engine from the averaged weights of a joint stage.
 
-    The transformer is in fp32 but holds the average rounded to bf16, which it is trained and exported in; all
-    else is as it was averaged.
+    The transformer is fp32 but holds the average rounded to bf16, the dtype of training and export. The other
+    modules hold their averages unrounded.
+
+    Args:
+        workshop: workshop with the trained stages.
+        stage: "teacher", which gets :data:`TEACHER_STEPS` Euler steps, "student", or a rollout.
+        max_sessions: concurrent sessions of the engine.
 
     Raises:
-        TrainingError: there is no such stage, or one that it takes has not been trained to its end.
+        TrainingError: ``stage`` is not a joint stage, or a stage that the engine needs is not finished.
     """
     if stage not in JOINT:
         raise TrainingError(f"stage to export must be one of {', '.join(JOINT)}, got {stage!r}")
-    # Before latents are encoded, which takes minutes.
+    # Checked first because encoding the latents takes minutes.
     for each in (stage, "vocoder", "vae", "decoder"):
-        finished(workshop.runs, each)
+        finished_checkpoint(workshop.runs, each)
     preset, joint = workshop.normalised(), workshop.joint(stage)
     if preset.orchestrator.duration_dim:
         preset = replace(preset, orchestrator=replace(preset.orchestrator, duration_scale=DURATION_SCALE))
@@ -59,17 +66,18 @@ def engine_of(workshop: Workshop, stage: str, max_sessions: int = 1) -> StreamCh
 
 
 def export(workshop: Workshop, stage: str, directory: Path) -> None:
-    """Write the engine of a stage in bf16, with a reference image, in place of a checkpoint that is there.
+    """Write the engine of a stage in bf16, with a reference image; replaces an existing checkpoint.
 
-    Nothing is touched until all is written beside it. A README.md that is there is kept.
+    The new checkpoint is written next to ``directory`` and moved into place once it is complete. An existing
+    README.md is kept.
 
     Args:
-        workshop: of the trained stages.
+        workshop: workshop with the trained stages.
         stage: "teacher", "student", or a rollout.
-        directory: new, empty, or a checkpoint's, with nothing else in it.
+        directory: new, empty, or a directory that holds only a checkpoint.
 
     Raises:
-        TrainingError: the directory holds other files, or a stage has not been trained to its end.
+        TrainingError: the directory holds other files, or a stage that the engine needs is not finished.
     """
     directory = directory.resolve()
     _require_replaceable(directory)
@@ -97,7 +105,7 @@ def _require_replaceable(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise TrainingError(f"out must be a directory, got the file {directory}; give another --out")
+        raise TrainingError(f"out must be a directory, got the file {directory}; choose another --out")
     ours = (CONFIG_FILE, INDEX_FILE, CARD, REFERENCE)
     others = sorted(
         each.name
@@ -107,6 +115,6 @@ def _require_replaceable(directory: Path) -> None:
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise TrainingError(
-            f"out must be new, empty or hold a checkpoint alone, got {directory} with "
-            f"{', '.join(others[:3])}{more}; give another --out"
+            f"out must be new, empty or hold only a checkpoint, got {directory} with "
+            f"{', '.join(others[:3])}{more}; choose another --out"
         )

@@ -1,11 +1,11 @@
-"""What the stages of the joint model share: its data, its parts, and chunks denoised through the memory.
+"""Shared parts of the joint stages: their data, their model, and the denoising of chunks against a KV cache.
 
-The memory that training writes and reads is the engine's own. Conditioning is committed once for a batch, and
+Training writes and reads the same kind of cache as the engine. A batch's conditioning is committed once, and
 several noisy versions of its chunks are denoised against it, which shares the cost of the longer part.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from rich.progress import track
@@ -13,35 +13,37 @@ from torch import Tensor, nn
 
 from ..codecs.vae import Vae
 from ..config import Preset
-from ..data.character import Identity, neutral
 from ..data.corpus import Corpus
-from ..memory import KVMemory
-from ..model import JointDiT, Modulation
-from ..orchestrator import Orchestrator
-from .batches import SpeechBatch, speech_batch
+from ..data.renderer.character import Identity, neutral
+from ..model.dit import JointDiT, Modulation
+from ..model.kv_cache import KVCache
+from ..model.orchestrator import Orchestrator
+from ..model.packing import Prefix
+from .batches import SpeechBatch, SpeechData, TensorBatch, speech_batch
 from .clips import draw, pose
-from .parallel import own, world
-from .sharding import Shardable, shard_layers
+from .distributed.parallel import world_size
+from .distributed.sharding import Shardable, shard_layers
 
-#: How often conditioning is left out, so that none is leant on alone.
+#: Shares of chunks without each kind of conditioning, so that the network does not rely on one alone.
 DROP_REFERENCE, DROP_SINK, DROP_MOTION = 0.05, 0.1, 0.05
-#: Noise on sink and motion, at most: at run time they are what the network itself made.
+#: Highest level of noise on sink and motion, which the network itself generates at run time.
 CONDITIONING_NOISE = 0.15
 #: Share of chunks that open a session.
 OPENING = 0.15
+#: Weight of the audio loss relative to the video loss.
 AUDIO_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
 class VideoLatents:
-    """Video latents of the first recordings of a corpus, each drawn with an identity of its own.
+    """Video latents of the first recordings of a corpus; recording i shows identity i.
 
     Attributes:
-        latents: [latents, channels, height, width] fp16, of all recordings one after another, each with its
-            reference in front.
-        bounds: where each begins, and the end of the last.
-        mean: [channels], of the posterior means.
-        std: [channels].
+        latents: [latents, channels, height, width] fp16, all recordings concatenated; the first latent of
+            each recording is its reference image.
+        bounds: [recordings + 1], index of each recording's first latent, and the total.
+        mean: [channels], mean of the latents.
+        std: [channels], standard deviation of the latents.
     """
 
     latents: Tensor
@@ -53,7 +55,11 @@ class VideoLatents:
         return len(self.bounds) - 1
 
     def of(self, recording: int) -> tuple[Tensor, Tensor]:
-        """Return the reference's latent and those of the recording, normalised, fp32."""
+        """Return the normalised latents of a recording, fp32.
+
+        Returns:
+            The reference image, [1, channels, height, width], and the video, [latents, ...].
+        """
         part = self.latents[self.bounds[recording] : self.bounds[recording + 1]].float()
         part = (part - self.mean[:, None, None]) / self.std[:, None, None]
         return part[:1], part[1:]
@@ -61,7 +67,7 @@ class VideoLatents:
 
 @torch.no_grad()
 def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int]) -> VideoLatents:
-    """Draw and encode recordings of a corpus; recording i shows identity i."""
+    """Draw and encode the first ``recordings`` recordings of a corpus; recording i shows identity i."""
     parts, bounds = [], [0]
     device = vae.latents_mean.device
     for index in track(range(recordings), description="video latents"):
@@ -77,40 +83,47 @@ def encode_video(vae: Vae, corpus: Corpus, recordings: int, size: tuple[int, int
     return VideoLatents(whole, bounds, wide.mean((0, 2, 3)), wide.std((0, 2, 3)))
 
 
+@dataclass(frozen=True)
+class JointData(SpeechData):
+    """A corpus with its audio latents, and the video latents of some of its recordings."""
+
+    video: VideoLatents
+
+
 class JointModel(Shardable):
-    """Orchestrator and transformer, in the dtypes they are trained in."""
+    """The orchestrator in fp32 and the transformer in bf16, their dtypes during training."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.orchestrator = Orchestrator.from_preset(preset)
         self.dit = JointDiT(preset, backend="torch").bfloat16()
-        self._narrow: torch.dtype | None = None
+        self._dtype_before_sharding: torch.dtype | None = None
 
     @property
-    def split(self) -> bool:
-        """Whether the transformer's weights are split over processes."""
-        return self._narrow is not None
+    def sharded(self) -> bool:
+        """Whether the transformer's weights are sharded over processes."""
+        return self._dtype_before_sharding is not None
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformer computes in, split or not."""
-        return self._narrow or self.dit.table.dtype
+        """Dtype that the transformer computes in, sharded or not."""
+        return self._dtype_before_sharding or self.dit.table.dtype
 
     def shard(self) -> None:
-        """Split the transformer's weights; each process keeps the orchestrator whole.
+        """Shard the transformer's weights; every process keeps the whole orchestrator.
 
-        It is frozen in the joint stages, but for the pointer in rollouts. Without gradients and moments there
-        is little to split: 4 bytes a weight against the 22 of one that is trained.
+        The joint stages freeze the orchestrator, except for its pointer in rollouts. Without gradients and
+        moments there is little to save: it takes 4 bytes per weight, a trained weight takes 22.
         """
-        self._narrow = self.dtype
-        # A block writes its keys and values, which are its fifth and sixth argument.
+        self._dtype_before_sharding = self.dtype
+        # A block writes to its fifth and sixth argument, the keys and values.
         shard_layers(self.dit, self.dit.blocks, ("modulation", "commit", "step"), written=(4, 5))
 
     def start_from(self, orchestrator: Orchestrator, velocity: nn.Linear) -> None:
-        """Take over a pretrained orchestrator, and begin with audio velocities that are its own.
+        """Start from a pretrained orchestrator, with audio velocities that are close to its own.
 
-        Audio tokens enter as conditions plus a little of the noisy audio, and leave through the map that read
-        velocities off the conditions; what lies between starts near the identity.
+        Audio tokens enter the transformer as conditions plus a small share of the noisy audio, and leave
+        through the map that read velocities off the conditions. The blocks between start near the identity.
         """
         self.orchestrator.load_state_dict(orchestrator.state_dict())
         with torch.no_grad():
@@ -121,16 +134,16 @@ class JointModel(Shardable):
 
 
 @dataclass(frozen=True)
-class JointBatch:
-    """Chunks with everything that conditions them, one a row.
+class JointBatch(TensorBatch):
+    """Chunks with all their conditioning, one chunk per row.
 
     Attributes:
         speech: transcript, history and audio.
-        reference: [batch, 1, channels, height, width] fp32.
-        sink: [batch, sink_latents, ...], zeros where the chunk opens the session.
-        motion: [batch, motion_latents, ...], likewise.
-        video: [batch, latent_frames, ...], the clean chunk.
-        valid: [batch, 3] bool, whether reference, sink and motion may be attended to.
+        reference: [batch, 1, channels, height, width] fp32, latents of the reference image.
+        sink: [batch, sink_latents, channels, height, width] fp32, zeros in a chunk that opens a session.
+        motion: [batch, motion_latents, channels, height, width] fp32, zeros in a chunk that opens a session.
+        video: [batch, latent_frames, channels, height, width] fp32, clean video latents of the chunk.
+        valid: [batch, 3] bool, whether the chunk attends to reference, sink and motion.
     """
 
     speech: SpeechBatch
@@ -140,26 +153,11 @@ class JointBatch:
     video: Tensor
     valid: Tensor
 
-    def to(self, device: torch.device) -> "JointBatch":
-        """Return the batch on a device."""
-        return JointBatch(**{each.name: getattr(self, each.name).to(device) for each in fields(self)})
 
-    def own(self) -> "JointBatch":
-        """Return this process's rows of a batch that was drawn for all."""
-        rows = {each.name: own(getattr(self, each.name)) for each in fields(self) if each.name != "speech"}
-        return JointBatch(speech=self.speech.own(), **rows)
-
-
-def joint_batch(
-    preset: Preset,
-    corpus: Corpus,
-    audio: Tensor,
-    video: VideoLatents,
-    count: int,
-    generator: torch.Generator,
-) -> JointBatch:
-    """Draw chunks of recordings that have video."""
-    count *= world()
+def joint_batch(preset: Preset, data: JointData, count: int, generator: torch.Generator) -> JointBatch:
+    """Draw ``count`` chunks of recordings that have video."""
+    count *= world_size()
+    video = data.video
     chunk = preset.chunk
     frames, stride = chunk.latent_frames, preset.picture.temporal_stride
     lengths = torch.tensor(video.bounds).diff().double() - 1 - frames
@@ -184,85 +182,75 @@ def joint_batch(
             parts["motion"][row] = latents[start - chunk.motion_latents : start]
         else:
             valid[row, 1:] = False
-        places.append((corpus[index], start * stride))
+        places.append((data.corpus[index], start * stride))
     for name in ("sink", "motion"):
         level = torch.rand((count, 1, 1, 1, 1), generator=generator) * CONDITIONING_NOISE
         parts[name] = parts[name] + level * torch.randn(parts[name].shape, generator=generator)
     kept = torch.randint(2, 7, (count,), generator=generator).tolist()
-    speech = speech_batch(preset, places, audio, kept)
+    speech = speech_batch(preset, places, data.audio, kept)
     batch = JointBatch(speech, torch.stack(references), parts["sink"], parts["motion"], parts["video"], valid)
-    return batch.own()
+    return batch.local()
 
 
 def without_text(batch: JointBatch, rows: Tensor) -> JointBatch:
-    """Return a batch that has nothing to say where ``rows``, [batch] bool, is true."""
+    """Return the batch with empty transcripts in the rows where ``rows``, [batch] bool, is true."""
     speech = batch.speech
     lengths, progress = (x.masked_fill(rows.to(x.device), 0) for x in (speech.text_lengths, speech.progress))
     return replace(batch, speech=replace(speech, text_lengths=lengths, progress=progress))
 
 
 def _start(length: int, frames: int, generator: torch.Generator) -> int:
-    """Draw the latent at which a chunk starts: 0, or any that leaves a whole chunk before it."""
+    """Draw the first latent of a chunk: 0, or one that has at least a whole chunk before it."""
     room = length - frames
     if room < frames or torch.rand((), generator=generator) < OPENING:
         return 0
     return int(torch.randint(frames, room + 1, (), generator=generator))
 
 
-def commit(dit: JointDiT, memory: KVMemory, batch: JointBatch, modulation: Modulation) -> None:
-    """Write a batch's conditioning into the memory, in block-causal order."""
+def commit(dit: JointDiT, cache: KVCache, batch: JointBatch, modulation: Modulation) -> None:
+    """Write a batch's conditioning into the cache, in block-causal order."""
     for index, role in enumerate(("reference", "sink", "motion")):
-        dit.commit(role, getattr(batch, role), modulation, memory)  # type: ignore[arg-type]
+        dit.commit(role, getattr(batch, role), modulation, cache)  # type: ignore[arg-type]
         for row, valid in enumerate(batch.valid[:, index].tolist()):
-            memory.set_valid(row, **{role: valid})
+            cache.set_valid(row, **{role: valid})
 
 
 def velocities(
     model: JointModel,
-    memory: KVMemory,
+    cache: KVCache,
     batch: JointBatch,
     x_video: Sequence[Tensor],
     x_audio: Sequence[Tensor],
     sigmas: Tensor,
-    progress: Tensor,
-    history: Tensor,
+    prefix: Prefix,
     *,
     committed: bool = False,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Predict the velocities of several noisy versions of a batch's chunks.
+    """Predict the velocities of several noisy versions ("draws") of a batch's chunks.
 
     Args:
-        model: whose.
-        memory: as large as the batch; its graph is the caller's to cut.
-        batch: what conditions the chunks.
-        x_video: per draw [batch, latent_frames, channels, height, width].
-        x_audio: per draw [batch, audio_tokens, channels].
-        sigmas: [batch, draws].
-        progress: [batch], tokens said.
-        history: [batch, history_tokens, channels].
-        committed: whether the memory holds this model's conditioning for this batch already.
+        model: the joint model.
+        cache: KV cache with the batch size of ``batch``. The caller detaches it after the backward pass.
+        batch: chunks with their reference, sink and motion.
+        x_video: per draw, [batch, latent_frames, channels, height, width], noisy video latents.
+        x_audio: per draw, [batch, audio_tokens, channels], noisy audio latents.
+        sigmas: [batch, draws], noise levels.
+        prefix: transcript, history and progress of the chunks.
+        committed: whether ``cache`` already holds this model's conditioning of this batch.
 
     Returns:
-        Per draw, video and audio velocity in fp32.
+        Per draw, the video and the audio velocity, fp32.
     """
-    speech, device = batch.speech, sigmas.device
+    device = sigmas.device
     count, draws = sigmas.shape
     with torch.autocast(device.type, torch.bfloat16):
-        conditions, _ = model.orchestrator(
-            speech.text_ids,
-            speech.text_lengths,
-            history,
-            speech.history_lengths,
-            torch.stack(list(x_audio), 1),
-            sigmas,
-            progress,
-        )
+        conditions, _ = model.orchestrator(prefix, torch.stack(list(x_audio), 1), sigmas)
     modulation = model.dit.modulation(sigmas.T.flatten())
     if not committed:
-        commit(model.dit, memory, batch, modulation)
+        commit(model.dit, cache, batch, modulation)
     made = []
     for index in range(draws):
         step = torch.arange(count, dtype=torch.int32, device=device) + index * count
-        v = model.dit.step(x_video[index], x_audio[index], conditions[:, index], step, modulation, memory)
+        v = model.dit.step(x_video[index], x_audio[index], conditions[:, index], step, modulation, cache)
         made.append((v[0].float(), v[1].float()))
     return made

@@ -1,8 +1,9 @@
-"""The training loop: resumable, seeded by step, with an averaged copy of the weights and curves to look at.
+"""The training loop: resumable, seeded by step, with averaged weights and a log.
 
-All randomness of a step comes from a generator seeded with (seed, step), so a killed run that resumes from
-its last checkpoint goes on exactly as if it had never been killed: on a CPU, to the bit. Several processes
-(:mod:`.parallel`) take the same steps on parts of a larger batch; the first of them logs and saves.
+All random numbers of a step come from a generator seeded with (seed, step). A killed run that resumes from
+its last checkpoint therefore continues as if it had not been killed; on a CPU, the results are equal to the
+bit. Several processes (:mod:`streamchar.train.distributed.parallel`) take the same steps on parts of a larger
+batch; process 0 logs and saves.
 """
 
 import hashlib
@@ -22,17 +23,17 @@ import torch
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from .distributed.parallel import any_rank, barrier, mean_over_ranks, rank, world_size
 from .files import read, write
-from .parallel import anywhere, means, meet, rank, world
-from .trained import LoopConfig, Trained, TrainingError
+from .optim.trainable import LoopConfig, Trainable, TrainingError
 
 __all__ = [
     "LoopConfig",
     "Stage",
-    "Trained",
+    "Trainable",
     "TrainingError",
-    "averaged",
-    "finished",
+    "finished_checkpoint",
+    "load_averaged",
     "read_log",
     "run",
     "step_generator",
@@ -40,61 +41,61 @@ __all__ = [
 
 
 class Stage(ABC):
-    """One stage of training.
+    """A stage of training.
 
     Attributes:
-        name: of its folder.
-        config: of the loop.
-        trained: modules by name.
-        about: what the checkpoint says it was made of: the corpus's digest, sizes, and under "parents" the
-            digests of the checkpoints it was built from; a run resumes only on the same.
+        name: name of the stage and of its folder.
+        config: settings of the loop.
+        trainables: the trained modules, by the names they have in a checkpoint.
+        about: origin of the checkpoint: the digest of the corpus, sizes, and under "parents" the digests of
+            the checkpoints that the stage starts from. A run resumes only if it is unchanged.
     """
 
     name: str
 
     def __init__(self, config: LoopConfig, about: dict[str, Any]) -> None:
         self.config, self.about = config, about
-        self.trained: dict[str, Trained] = {}
+        self.trainables: dict[str, Trainable] = {}
 
     @abstractmethod
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
-        """Take one step, drawing only from ``generator``, and return what to log.
+        """Take one step and return the values to log.
 
-        Several processes draw the same numbers: those of a row with the functions of :mod:`.parallel`, which
-        draw for all processes' rows and keep this one's.
+        All random numbers must come from ``generator``. With several processes, draw the random numbers of
+        rows with the functions of :mod:`streamchar.train.distributed.parallel`.
         """
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Return the generator of a step, on the CPU."""
+    """Return the CPU generator of a step."""
     digest = hashlib.sha256(f"{seed}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
-    """Train a stage to its last step, or for so many minutes; resume where its checkpoint stands.
+    """Train a stage until its last step or for a number of minutes; resumes from its checkpoint.
 
-    Ctrl-C and a request to terminate end it after the step at hand, saved. Of several processes, each calls
-    this with its own copy of the stage; what any of them is asked, all do.
+    SIGINT and SIGTERM end the run after the current step, with a checkpoint. With several processes, each
+    calls this function with its own copy of the stage, and a signal to any of them ends them all.
 
     Args:
-        stage: freshly built.
-        directory: of all stages; this one's folder holds checkpoint.pt and log.jsonl.
-        minutes: after which to save and stop; None for no limit.
+        stage: a newly built stage.
+        directory: directory of all stages; the folder of this stage holds checkpoint.pt and log.jsonl.
+        minutes: minutes after which to save and stop; None for no limit.
 
     Returns:
-        Steps done so far.
+        The number of steps done so far.
 
     Raises:
-        TrainingError: the checkpoint is not whole, was made of other data or sizes, or with other settings
-            than ``steps``; or a gradient is not finite.
+        TrainingError: the checkpoint cannot be read, is of other data or sizes, or was trained with a setting
+            that must not change when a run resumes, such as the learning rate; or a gradient is not finite.
     """
     folder = directory / stage.name
     folder.mkdir(parents=True, exist_ok=True)
     step = _resume(stage, folder / "checkpoint.pt")
     first = rank() == 0
     if first:
-        _cut_log(folder / "log.jsonl", step)
+        _truncate_log(folder / "log.jsonl", step)
     started = saved = time.monotonic()
     logged: dict[str, list[float]] = {}
     count = 0
@@ -110,15 +111,15 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
                 logged.setdefault(name, []).append(value)
             step, count = step + 1, count + 1
             now = time.monotonic()
-            over, due = anywhere(
+            over, due = any_rank(
                 bool(stop) or (minutes is not None and now - started > 60 * minutes),
                 now - saved > stage.config.save_seconds,
             )
             last = over or step == stage.config.steps
             if count == stage.config.log_steps or last:
-                # A figure may come in some of these steps alone.
-                each = [sum(values) / len(values) for values in logged.values()]
-                entry = dict(zip(logged, means(each), strict=True))
+                # Not every step has to log every value.
+                local_means = [sum(values) / len(values) for values in logged.values()]
+                entry = dict(zip(logged, mean_over_ranks(local_means), strict=True))
                 text = " ".join(f"{name} {value:.4g}" for name, value in entry.items())
                 progress.update(bar, completed=step, description=f"{stage.name} {step} {text}")
                 entry = {"step": step, "seconds": round(now - started, 1), **entry}
@@ -134,7 +135,7 @@ def run(stage: Stage, directory: Path, minutes: float | None = None) -> int:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Yield a list that fills when the process is asked to end, so that it ends between two steps, saved."""
+    """Yield a list to which SIGINT and SIGTERM append themselves instead of ending the process."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -148,32 +149,39 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def finished(directory: Path, stage: str) -> dict[str, Any]:
-    """Return the checkpoint of a stage that was trained to its last step, its tensors not yet read.
+def finished_checkpoint(directory: Path, stage: str) -> dict[str, Any]:
+    """Return the checkpoint of a stage that was trained to its last step; its tensors are memory-mapped.
 
     Raises:
-        TrainingError: there is none, it is not whole, or steps are missing.
+        TrainingError: the checkpoint does not exist, cannot be read, or is of an unfinished run.
     """
     file = directory / stage / "checkpoint.pt"
     if not file.is_file():
-        raise TrainingError(f"{stage} must have been trained, got no {file}; run: streamchar train {stage}")
+        raise TrainingError(
+            f"stage {stage} has not been trained: {file} does not exist; run: streamchar train {stage}"
+        )
     state: dict[str, Any] = read(file, f"run: streamchar train {stage}", mmap=True)
     step, steps = state["step"], state["config"]["steps"]
     if step < steps:
         raise TrainingError(
-            f"{stage} must have been trained to its end, got {step} of {steps} steps in {file}; "
-            f"run: streamchar train {stage}, with --steps {step} to leave it at that"
+            f"stage {stage} is not finished: {file} has {step} of {steps} steps; "
+            f"run: streamchar train {stage}, with --steps {step} to finish it where it is"
         )
     return state
 
 
-def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None:
-    """Load the averaged weights of a finished stage into modules built like those it trained.
+def load_averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None:
+    """Load the averaged weights of a finished stage into modules.
+
+    Args:
+        directory: directory of all stages.
+        stage: name of the stage.
+        modules: modules of the same sizes as the trained ones, by their names in the checkpoint.
 
     Raises:
-        TrainingError: as :func:`finished`, or the checkpoint lacks one of the modules.
+        TrainingError: see :func:`finished_checkpoint`; or the checkpoint lacks one of the modules.
     """
-    state = finished(directory, stage)["trained"]
+    state = finished_checkpoint(directory, stage)["trained"]
     for name, module in modules.items():
         if name not in state:
             raise TrainingError(f"checkpoint of {stage} must hold {name}, got {', '.join(state)}")
@@ -184,7 +192,7 @@ def averaged(directory: Path, stage: str, modules: dict[str, nn.Module]) -> None
 
 
 def read_log(folder: Path) -> Iterator[dict[str, float]]:
-    """Yield the entries of a stage's log, oldest first, up to a line that a kill left half written."""
+    """Yield the entries of a stage's log, oldest first, up to a line that a killed run left incomplete."""
     with (folder / "log.jsonl").open() as lines:
         for line in lines:
             try:
@@ -196,39 +204,43 @@ def read_log(folder: Path) -> Iterator[dict[str, float]]:
 def _resume(stage: Stage, file: Path) -> int:
     if not file.is_file():
         return 0
-    # Of what is split, a process reads its own rows alone.
+    # With sharding, each process reads only its own rows, so the file is mapped instead of read.
     state = read(file, f"run: streamchar train {stage.name}", mmap=stage.config.shard)
     if state["about"] != stage.about:
         raise TrainingError(
-            f"{file} must be of {stage.about}, got {state['about']}; remove it or train in another directory"
+            f"{file} must be made of {stage.about}, got {state['about']}; "
+            "remove it or train in another directory"
         )
-    was, now = _recipe(state["config"], state["processes"]), _recipe(asdict(stage.config), world())
+    was, now = (
+        _fixed_settings(state["config"], state["processes"]),
+        _fixed_settings(asdict(stage.config), world_size()),
+    )
     if was != now:
         changed = [name for name in now if was[name] != now[name]]
         wanted, got = (", ".join(f"{name} {each[name]}" for name in changed) for each in (was, now))
         raise TrainingError(
-            f"{file} must go on with {wanted}, got {got}; leave it as it was, remove the file or train in "
-            "another directory"
+            f"{file} must be continued with {wanted}, got {got}; use the settings it was trained with, "
+            "remove the file, or train in another directory"
         )
-    for name, trained in stage.trained.items():
-        trained.load_state_dict(state["trained"][name])
+    for name, trainable in stage.trainables.items():
+        trainable.load_state_dict(state["trained"][name])
     step = int(state["step"])
     if stage.config.steps <= step < state["config"]["steps"]:
-        # It was to be longer and now ends here: the stages after it must see that it has.
+        # The run was shortened and is now finished; later stages read this from the checkpoint.
         _save(stage, file, step)
     return step
 
 
-def _recipe(config: dict[str, Any], processes: int) -> dict[str, Any]:
-    """Return those settings of a run that each of its steps depends on."""
+def _fixed_settings(config: dict[str, Any], processes: int) -> dict[str, Any]:
+    """Return the settings that must not change when a run resumes."""
     free = ("steps", "batch", "save_seconds", "log_steps", "shard")
-    # Several processes share the rows of a step, and checkpoints serve any number of them.
+    # The number of processes may change as long as the total batch stays the same.
     rows = {"batch (of all processes)": config["batch"] * processes}
     return {name: value for name, value in config.items() if name not in free} | rows
 
 
-def _cut_log(file: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+def _truncate_log(file: Path, step: int) -> None:
+    """Remove the entries that a killed run logged after its last checkpoint; those steps are repeated."""
     if not file.is_file():
         return
     kept = [json.dumps(entry) + "\n" for entry in read_log(file.parent) if entry["step"] <= step]
@@ -241,11 +253,11 @@ def _save(stage: Stage, file: Path, step: int) -> None:
     state = {
         "step": step,
         "config": asdict(stage.config),
-        "processes": world(),
+        "processes": world_size(),
         "about": stage.about,
-        "trained": {name: trained.state_dict() for name, trained in stage.trained.items()},
+        "trained": {name: trainable.state_dict() for name, trainable in stage.trainables.items()},
     }
     if rank() == 0:
         write(state, file)
-    # No process may look for the checkpoint before it is there.
-    meet()
+    # No process may read the checkpoint before it is written.
+    barrier()

@@ -1,4 +1,4 @@
-"""Baselines compute what the engine computes, on the same weights, and do more work for it."""
+"""Baselines compute the same chunk as the engine on the same weights, with more work."""
 
 from dataclasses import replace
 
@@ -13,13 +13,13 @@ from bench.baseline import (
     compare_with_baselines,
     compiled_copy,
     plain_copy,
-    steady_lane,
+    steady_runner,
 )
 from bench.lengths import compare_chunk_lengths
-from streamchar.memory import KVMemory
-from streamchar.model import JointDiT
+from streamchar.model.dit import JointDiT
+from streamchar.model.kv_cache import KVCache
+from streamchar.model.orchestrator import Orchestrator
 from streamchar.numerics import relative_error
-from streamchar.orchestrator import Orchestrator
 from tests.engine.recorded import RecordingPool
 from tests.engine.small import SMALL, build
 
@@ -29,7 +29,7 @@ def engine():
     return build()
 
 
-def test_baselines_compute_the_same_chunk_as_ours_and_do_more_work(engine, monkeypatch):
+def test_baselines_compute_the_same_chunk_with_more_work(engine, monkeypatch):
     commits = []
     commit = JointDiT.commit
 
@@ -38,14 +38,16 @@ def test_baselines_compute_the_same_chunk_as_ours_and_do_more_work(engine, monke
         return commit(self, role, *arguments)
 
     with torch.inference_mode():
-        latents = Conditioning.random(engine)
-        ours = Ours(steady_lane(engine, latents), latents)
+        latents = Conditioning.random(engine.dit)
+        ours = Ours(steady_runner(engine.dit, engine.orchestrator, latents), latents)
         for prefix in (False, True):
             plain = plain_copy(engine.dit)
-            theirs = Recompute(plain, steady_lane(engine, latents), latents, prefix=prefix)
+            theirs = Recompute(
+                plain, steady_runner(engine.dit, engine.orchestrator, latents), latents, prefix=prefix
+            )
             assert theirs.dit.blocks[0].qkv.weight.data_ptr() == engine.dit.blocks[0].qkv.weight.data_ptr()
-            # What is left in the memory must not help: the baseline has to write it itself.
-            for buffer in (*theirs.lane.memory.k, *theirs.lane.memory.v):
+            # The baseline must write the conditioning itself, not find it in the cache.
+            for buffer in (*theirs.runner.cache.k, *theirs.runner.cache.v):
                 buffer.fill_(float("nan"))
             with monkeypatch.context() as patch:
                 patch.setattr(JointDiT, "commit", counted)
@@ -56,74 +58,79 @@ def test_baselines_compute_the_same_chunk_as_ours_and_do_more_work(engine, monke
                 theirs()
                 assert commits == ["reference", "sink", "motion"] * SMALL.sampler.steps
             for name in ("x_video", "x_audio"):
-                error = relative_error(getattr(theirs.lane.buffers, name), getattr(ours.lane.buffers, name))
+                error = relative_error(
+                    getattr(theirs.runner.buffers, name), getattr(ours.runner.buffers, name)
+                )
                 assert error <= gate.AGREEMENT, name
 
 
-def test_a_baseline_whose_memory_has_no_gaps_attends_without_a_mask_to_the_same(monkeypatch):
-    # 16 tokens a latent, so that every segment ends where the next begins.
+def test_without_gaps_in_the_cache_attention_takes_no_mask(monkeypatch):
+    # 16 tokens per latent, so that every segment ends where the next one begins.
     size = 4 * SMALL.picture.spatial_stride * SMALL.picture.patch
     config = replace(SMALL, picture=replace(SMALL.picture, height=size, width=size))
     with torch.inference_mode():
-        networks = baseline.Networks(JointDiT(config), Orchestrator.from_preset(config))
-        latents = Conditioning.random(networks)
-        ours, lane = Ours(steady_lane(networks, latents), latents), steady_lane(networks, latents)
-        theirs = Recompute(plain_copy(networks.dit), lane, latents)
-        assert baseline.prefix_ends(lane.memory)["chunk"] == lane.memory.capacity
+        dit, orchestrator = JointDiT(config), Orchestrator.from_preset(config)
+        latents = Conditioning.random(dit)
+        ours = Ours(steady_runner(dit, orchestrator, latents), latents)
+        runner = steady_runner(dit, orchestrator, latents)
+        theirs = Recompute(plain_copy(dit), runner, latents)
+        assert baseline.prefix_ends(runner.cache)["chunk"] == runner.cache.capacity
         ours()
-        monkeypatch.setattr("streamchar.model.joint_attention", None)
+        monkeypatch.setattr("streamchar.model.dit.joint_attention", None)
         theirs()
         for name in ("x_video", "x_audio"):
-            error = relative_error(getattr(lane.buffers, name), getattr(ours.lane.buffers, name))
+            error = relative_error(getattr(runner.buffers, name), getattr(ours.runner.buffers, name))
             assert error <= gate.AGREEMENT, name
-        assert baseline.prefix_ends(KVMemory(SMALL, 1, torch.device("cpu"), torch.float32)) is None
+        assert baseline.prefix_ends(KVCache(SMALL, 1, torch.device("cpu"), torch.float32)) is None
 
 
-def test_a_baseline_captured_step_by_step_computes_the_same_chunk_as_ours(engine):
+def test_captured_baseline_steps_compute_the_same_chunk(engine):
     with torch.inference_mode():
-        latents = Conditioning.random(engine)
-        ours = Ours(steady_lane(engine, latents), latents)
-        pool, lane = RecordingPool(engine.device), steady_lane(engine, latents)
-        theirs = Recompute(plain_copy(engine.dit), lane, latents, pool=pool)
+        latents = Conditioning.random(engine.dit)
+        ours = Ours(steady_runner(engine.dit, engine.orchestrator, latents), latents)
+        pool, runner = RecordingPool(engine.device), steady_runner(engine.dit, engine.orchestrator, latents)
+        theirs = Recompute(plain_copy(engine.dit), runner, latents, pool=pool)
         ours()
         theirs()
         assert pool.captures == SMALL.sampler.steps
-        # Played back from what was recorded, without its Python.
-        theirs.lane.buffers.x_video.fill_(float("nan"))
+        # The second call replays the recorded operations without Python.
+        theirs.runner.buffers.x_video.fill_(float("nan"))
         theirs()
         assert pool.captures == SMALL.sampler.steps
-        error = relative_error(theirs.lane.buffers.x_video, ours.lane.buffers.x_video)
+        error = relative_error(theirs.runner.buffers.x_video, ours.runner.buffers.x_video)
         assert error <= gate.AGREEMENT
 
 
-def test_compiled_blocks_share_a_program_for_every_role_and_are_never_left_uncompiled(engine, monkeypatch):
+def test_compiled_blocks_share_one_program_per_role(engine, monkeypatch):
     from torch._dynamo.utils import counters
 
     compile_ = torch.nn.Module.compile
 
     def traced(module, *, mode, **options):
-        # What is asked here is what the compiler is given; making machine code of it takes minutes.
+        # This tests the tracing only, because generating machine code takes minutes.
         compile_(module, backend="eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     torch.compiler.reset()
     counters.clear()
     with torch.inference_mode():
-        latents = Conditioning.random(engine)
-        ours = Ours(steady_lane(engine, latents), latents)
-        theirs = Recompute(compiled_copy(engine.dit), steady_lane(engine, latents), latents)
+        latents = Conditioning.random(engine.dit)
+        ours = Ours(steady_runner(engine.dit, engine.orchestrator, latents), latents)
+        theirs = Recompute(
+            compiled_copy(engine.dit), steady_runner(engine.dit, engine.orchestrator, latents), latents
+        )
         ours()
         theirs()
-        # Chunk; reference; sink and motion, of one length; and the last block of either, which only stores.
+        # Chunk; reference; sink and motion, of equal length; the last block of both, which only stores.
         assert counters["stats"]["unique_graphs"] == 5
         theirs()
         assert counters["stats"]["unique_graphs"] == 5
         assert not counters["graph_break"]
-        error = relative_error(theirs.lane.buffers.x_video, ours.lane.buffers.x_video)
+        error = relative_error(theirs.runner.buffers.x_video, ours.runner.buffers.x_video)
         assert error <= gate.AGREEMENT
 
 
-def test_baselines_measured_apart_are_reported_together(engine, monkeypatch):
+def test_separate_comparisons_can_be_joined(engine, monkeypatch):
     monkeypatch.setattr(baseline, "ROUNDS", 1)
     found, other = (compare_with_baselines(engine, (name,)) for name in ("eager", "eager-prefix"))
     found = found.joined(other)
@@ -134,7 +141,7 @@ def test_baselines_measured_apart_are_reported_together(engine, monkeypatch):
     assert found.failures == {}
 
 
-def test_the_papers_chunk_runs_on_the_same_weights(engine, monkeypatch):
+def test_chunk_lengths_run_on_the_same_weights(engine, monkeypatch):
     ran = []
     step = JointDiT.step
 

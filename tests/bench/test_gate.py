@@ -1,3 +1,5 @@
+"""The gate judges every figure of a session, and the speed-up against the record of the machine."""
+
 import json
 import math
 import mmap
@@ -11,15 +13,13 @@ import pytest
 import torch
 
 from bench import gate
-from bench.baseline import (
-    Comparison,
-)
+from bench.baseline import Comparison
 from bench.environment import cpu_name, record_name
 from bench.gate import Measurements, Ratio
 from bench.lengths import ChunkLength
 from bench.plot import Results, as_dict, draw, write
 from bench.viewer import ViewerClock, watch_session
-from streamchar.session import Speech
+from streamchar.session.speech import Speech
 from tests.engine.small import SMALL, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,13 +31,13 @@ GOOD = Measurements(
     first_frame_seconds=0.6,
     first_audio_seconds=0.6,
     deadlines_met=1.0,
+    replays=[5] * 60,
     underruns=0,
     worst_stall_seconds=0.0,
     skew_samples=0,
     window_chunks=12,
     captures=(5, 5),
     compilations=(9, 9),
-    replays=[5] * 60,
     resident_bytes=[500 * MIB] * 60,
 )
 
@@ -53,13 +53,13 @@ def failures(measured, factor=1.0):
     }
 
 
-def test_a_good_session_passes_and_every_figure_is_judged():
+def test_a_good_session_passes_every_figure():
     verdicts = list(gate.judge_session(GOOD))
     assert tuple(verdict.figure for verdict in verdicts) == gate.SESSION_FIGURES
     assert failures(GOOD) == {}
 
 
-def test_one_slow_chunk_of_sixty_is_the_p99_and_fails():
+def test_one_slow_chunk_of_sixty_fails_the_p99():
     failed = failures(replace(GOOD, latencies=[0.5] * 59 + [1.25]))
     assert list(failed) == ["chunk latency p99"]
     message = failed["chunk latency p99"]
@@ -67,7 +67,7 @@ def test_one_slow_chunk_of_sixty_is_the_p99_and_fails():
     assert "measured 1.250 s" in message
 
 
-def test_the_budget_factor_tightens_and_loosens_the_gate():
+def test_the_budget_factor_scales_the_latency_limit():
     assert "at most 0.800 s (budget 1.000 s x factor 0.8)" in failures(GOOD, 0.8)["chunk latency p99"]
     assert failures(GOOD, 0.9) == {}
     assert failures(replace(GOOD, latencies=[0.5] * 59 + [1.1]), 1.2) == {}
@@ -83,17 +83,17 @@ def test_the_budget_factor_tightens_and_loosens_the_gate():
             "2 underruns, worst stall 0.250 s",
         ),
         ({"latencies": [0.81] * 60}, "real-time factor", "below 0.8, measured 0.810"),
-        ({"first_frame_seconds": 2.1}, "first media", "in under 2 s, measured picture 2.100 s"),
+        ({"first_frame_seconds": 2.1}, "first media", "below 2 s, measured picture 2.100 s"),
         ({"first_audio_seconds": math.nan}, "first media", "sound nan s"),
         ({"skew_samples": 1}, "audio-video skew", "must be 0 samples, measured 1 samples"),
         ({"captures": (5, 6)}, "graphs captured after warm-up", "must be 0, measured 1"),
         ({"compilations": (9, 11)}, "programs compiled after warm-up", "must be 0, measured 2"),
-        ({"replays": [5] * 59 + [10]}, "steps run for a chunk", "measured 5 to 10"),
-        ({"replays": []}, "steps run for a chunk", "the same for all"),
+        ({"replays": [5] * 59 + [10]}, "steps run per chunk", "measured 5 to 10"),
+        ({"replays": []}, "steps run per chunk", "equal for all chunks"),
         (
             {"resident_bytes": [500 * MIB + index * MIB // 4 for index in range(60)]},
             "memory growth",
-            "at most 16 KiB resident a chunk, and 0 on the device, measured +256.0 KiB",
+            "at most 16 KiB resident per chunk and 0 on the device, measured +256.0 KiB",
         ),
         (
             {"resident_bytes": [500 * MIB + index // 10 * 250 * KIB for index in range(60)]},
@@ -101,25 +101,25 @@ def test_the_budget_factor_tightens_and_loosens_the_gate():
             "at most 16 KiB",
         ),
         ({"resident_bytes": [500 * MIB] * 21}, "memory growth", "measured +nan KiB"),
-        ({"resident_bytes": []}, "memory growth", "measured nothing"),
+        ({"resident_bytes": []}, "memory growth", "measured no value"),
         ({"device_bytes": list(range(60)), "device_segments": [3] * 60}, "memory growth", "bytes"),
         ({"device_bytes": [7] * 60, "device_segments": [3] * 40 + [4] * 20}, "memory growth", "+1 segments"),
     ],
 )
-def test_each_broken_promise_fails_with_figure_limit_and_value(change, figure, says):
+def test_a_figure_over_its_limit_fails_with_limit_and_value(change, figure, says):
     failed = failures(replace(GOOD, **change))
     assert list(failed) == [figure]
     assert failed[figure].startswith(f"{figure} must be ")
     assert says in failed[figure]
 
 
-def test_a_session_of_no_chunks_keeps_no_promise_of_time():
+def test_a_session_without_chunks_fails_its_latency_figures():
     failed = failures(replace(GOOD, latencies=[]))
     assert list(failed) == ["chunk latency p99", "real-time factor"]
     assert all("measured nan" in message for message in failed.values())
 
 
-def test_memory_may_grow_while_the_window_fills_and_wobble_and_step_once():
+def test_filling_wobble_and_a_single_step_are_not_growth():
     filling = [(400 + 10 * min(index, 12)) * MIB for index in range(60)]
     assert failures(replace(GOOD, resident_bytes=filling)) == {}
     wobbling = [(500 + 20 * (index % 2)) * MIB for index in range(60)]
@@ -129,7 +129,7 @@ def test_memory_may_grow_while_the_window_fills_and_wobble_and_step_once():
     noted = [500 * MIB + 2 * KIB * index for index in range(60)]
     assert failures(replace(GOOD, resident_bytes=noted)) == {}
     assert failures(replace(GOOD, device_bytes=[9] * 60, device_segments=[3] * 60)) == {}
-    # A fault on the device is not made good by calm on the host, and the other way round.
+    # Growth on the host fails even if the device does not grow.
     leak = replace(
         GOOD,
         resident_bytes=[index * 10 * MIB for index in range(60)],
@@ -140,7 +140,7 @@ def test_memory_may_grow_while_the_window_fills_and_wobble_and_step_once():
 
 
 @pytest.mark.parametrize(("share", "value"), [(50, 30), (99, 60), (98, 59), (100, 60), (1, 1)])
-def test_percentiles_are_samples_themselves(share, value):
+def test_percentiles_are_samples(share, value):
     assert gate.percentile(list(range(60, 0, -1)), share) == value
 
 
@@ -157,11 +157,11 @@ def test_percentiles_are_samples_themselves(share, value):
         ([], 0),
     ],
 )
-def test_skew_is_the_most_that_streams_and_stamp_lie_apart(chunks, skew):
+def test_skew_is_the_largest_distance_of_streams_and_stamps(chunks, skew):
     assert gate.skew_samples(chunks) == skew
 
 
-def test_a_lead_may_fall_by_its_recorded_noise_and_no_further():
+def test_a_speed_up_may_fall_by_its_recorded_noise():
     recorded = Ratio(2.0, 0.3, [1.9, 2.0, 2.1])
     assert gate.judge_ratio("eager", Ratio.of([1.71]), recorded, "record it").passed
     assert gate.judge_ratio("eager", Ratio.of([3.0]), recorded, "record it").passed
@@ -171,17 +171,17 @@ def test_a_lead_may_fall_by_its_recorded_noise_and_no_further():
     assert not gate.judge_ratio("eager", Ratio(math.nan, 0.0, []), recorded, "record it").passed
 
 
-def test_without_a_record_a_lead_may_not_be_lost_and_without_a_measurement_nothing_passes():
-    first_day = gate.judge_ratio("eager", Ratio.of([1.2]), None, "record it")
-    assert first_day.passed
-    assert "at least 1.00 (no record of this machine" in str(first_day)
+def test_without_a_record_the_speed_up_must_reach_one():
+    unrecorded = gate.judge_ratio("eager", Ratio.of([1.2]), None, "record it")
+    assert unrecorded.passed
+    assert "at least 1.00 (no record of this machine" in str(unrecorded)
     assert not gate.judge_ratio("eager", Ratio.of([0.9]), None, "record it").passed
     assert not gate.judge_ratio("eager", Ratio(math.nan, 0.0, []), None, "record it").passed
     assert not gate.judge_ratio("eager", None, Ratio.of([2.0]), "record it").passed
     assert not gate.judge_ratio("eager", None, None, "record it").passed
 
 
-def test_a_cpu_is_recorded_by_model_instructions_and_threads(tmp_path, monkeypatch):
+def test_a_cpu_record_is_named_by_model_instructions_and_threads(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name\t: Some CPU @ 2 GHz\n")
     monkeypatch.setattr("bench.environment._CPUINFO", info)
@@ -195,14 +195,14 @@ def test_a_cpu_is_recorded_by_model_instructions_and_threads(tmp_path, monkeypat
     assert cpu_name().endswith(", AVX2")
 
 
-def test_what_is_recorded_can_be_read():
+def test_committed_records_can_be_read():
     records = list((ROOT / "profiles" / "bench").glob("*.json"))
     assert records
     for file in records:
         assert "eager" in gate.read_record(file)
 
 
-def test_noise_is_three_deviations_and_five_per_cent_at_least():
+def test_noise_is_three_deviations_but_at_least_five_percent():
     assert Ratio.of([2.0, 2.0, 2.0]).noise == pytest.approx(0.1)
     spread = Ratio.of([1.8, 2.0, 2.2])
     assert spread.ratio == 2.0
@@ -210,11 +210,11 @@ def test_noise_is_three_deviations_and_five_per_cent_at_least():
 
 
 @pytest.mark.parametrize(("error", "passed"), [(0.0, True), (0.02, True), (0.03, False), (math.nan, False)])
-def test_a_lead_over_other_work_counts_for_nothing(error, passed):
+def test_a_baseline_must_agree_with_the_engine(error, passed):
     assert gate.judge_agreement("eager", error).passed is passed
 
 
-def test_a_record_is_read_as_it_was_written_and_a_broken_one_is_refused(tmp_path):
+def test_records_round_trip_and_broken_ones_are_refused(tmp_path):
     file = gate.record_path(tmp_path / "new", "NVIDIA H100 80GB HBM3", "5b")
     assert file.name == "nvidia_h100_80gb_hbm3_5b.json"
     assert gate.read_record(file) == {}
@@ -233,7 +233,7 @@ def test_a_record_is_read_as_it_was_written_and_a_broken_one_is_refused(tmp_path
             gate.read_record(file)
 
 
-def test_targets_are_compared_and_one_without_a_figure_is_missed():
+def test_a_target_without_a_figure_is_missed():
     figures = {"four denoising steps, s": 0.25, "chunk p99, s": 0.7, "missed chunks": 0, "compiled": 1.9}
     found = {verdict.figure: verdict for verdict in gate.targets("cuda", figures)}
     assert {name: verdict.passed for name, verdict in found.items()} == {
@@ -243,20 +243,20 @@ def test_targets_are_compared_and_one_without_a_figure_is_missed():
         "compiled": False,
         "compiled-graphs": False,
     }
-    assert found["compiled-graphs"].measured == "nothing"
+    assert found["compiled-graphs"].measured == "no value"
     assert [verdict.passed for verdict in gate.targets("cpu", {"eager-prefix": 2.5})] == [True]
 
 
-def test_the_viewers_clock_counts_waits_without_waiting():
+def test_the_viewer_clock_advances_without_waiting():
     clock, started = ViewerClock(), time.perf_counter()
     clock.sleep(100.0)
     assert 100.0 <= clock() < 110.0
     assert time.perf_counter() - started < 10.0
 
 
-def test_a_real_session_passes_the_gate_and_a_slowed_step_fails_it(engine, monkeypatch):
+def test_a_session_passes_and_a_slowed_step_fails(engine, monkeypatch):
     watch_session(engine, 1)
-    # Memory can be judged from ten chunks on once the window is full, after twelve.
+    # The window is full after 12 chunks, and memory growth needs ten more.
     measured = watch_session(engine, 24)
     assert failures(measured) == {}
     assert measured.window_chunks == 12
@@ -272,16 +272,16 @@ def test_a_real_session_passes_the_gate_and_a_slowed_step_fails_it(engine, monke
 
     monkeypatch.setattr(engine.dit, "step", slowed)
     failed = failures(watch_session(engine, 3))
-    # A busy machine may miss the first media's two seconds as well.
+    # A busy machine may also exceed the limit of the first media.
     slow = {"chunk latency p99", "missed deadlines", "real-time factor", "memory growth"}
     assert set(failed) - {"first media"} == slow
-    # Three chunks are too few to tell; what cannot be told fails.
+    # Three chunks are too few to measure growth, so it fails.
     assert "measured +nan KiB" in failed["memory growth"]
     assert f"at most {SMALL.seconds:.3f} s" in failed["chunk latency p99"]
     assert "2 of 3" in failed["missed deadlines"]
 
 
-def test_a_frame_that_does_not_arrive_is_skew(engine, monkeypatch):
+def test_a_missing_frame_is_skew(engine, monkeypatch):
     made = Speech.__next__
 
     def short(speech):
@@ -296,20 +296,20 @@ def test_a_frame_that_does_not_arrive_is_skew(engine, monkeypatch):
     assert "measured 1000 samples" in failures(measured)["audio-video skew"]
 
 
-def test_a_quarter_of_a_megabyte_leaked_with_every_chunk_is_found(engine, monkeypatch):
+def test_a_leak_of_250_kb_per_chunk_is_found(engine, monkeypatch):
     made, leaked = Speech.__next__, []
 
     def leaking(speech):
-        # Fresh pages: memory that the process has freed before would hide the leak for a while.
+        # Fresh pages, because memory that the process has freed before would hide the leak for a while.
         leaked.append(mmap.mmap(-1, 250_000))
         leaked[-1].write(b"x" * 250_000)
         return made(speech)
 
     monkeypatch.setattr(Speech, "__next__", leaking)
-    assert "KiB resident a chunk" in failures(watch_session(engine, 24))["memory growth"]
+    assert "KiB resident per chunk" in failures(watch_session(engine, 24))["memory growth"]
 
 
-def test_a_run_leaves_json_tables_and_a_plot(tmp_path):
+def test_a_run_writes_json_tables_and_a_plot(tmp_path):
     comparison = Comparison(
         {"ours": [0.2, 0.3], "eager": [0.5, 0.6]},
         {"eager": Ratio.of([2.2])},
@@ -337,7 +337,7 @@ def test_a_run_leaves_json_tables_and_a_plot(tmp_path):
         "2.20",
         "Err: no",
         "test_x[a b]",
-        "eager-prefix nothing at least 2 MISSED",
+        "eager-prefix no value at least 2 MISSED",
         "T = 9, 1.500 s of media 300.0 20.0%",
     ):
         assert words in " ".join(text.split())
@@ -346,7 +346,7 @@ def test_a_run_leaves_json_tables_and_a_plot(tmp_path):
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_there_is_no_plot_and_no_error(tmp_path, monkeypatch):
+def test_without_matplotlib_no_plot_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert draw(tmp_path / "latency.png", GOOD.as_dict(), 1.0, "tiny") is False
     assert not (tmp_path / "latency.png").exists()
@@ -361,7 +361,7 @@ def test_without_matplotlib_there_is_no_plot_and_no_error(tmp_path, monkeypatch)
         (["--benchmark", "--budget-factor=fast"], 4, "must be a finite number above 0"),
     ],
 )
-def test_the_options_exist_and_nothing_runs_unasked(options, code, says):
+def test_benchmarks_run_only_with_the_option(options, code, says):
     command = [sys.executable, "-m", "pytest", "bench/", "-q", "-p", "no:cacheprovider", *options]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert answer.returncode == code, answer.stdout + answer.stderr

@@ -1,4 +1,4 @@
-"""The suite for the H100, run on this machine at the tiny preset: harness, reports and failures."""
+"""The benchmark suite of the H100 at the tiny preset on a CPU: harness, reports and failures."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_the_command_checks_times_and_reports(tmp_path):
     results = json.loads((tmp_path / "report.json").read_text())
     assert results["environment"]["packages"]["torch"] == torch.__version__
     assert {check["name"].split()[0] for check in results["numerics"]} == {
-        "attention", "prologue", "modulation", "experts", "sampler", "egress",
+        "attention", "qkv_prologue", "modulation", "experts", "sampler", "frames",
     }  # fmt: skip
     assert all(check["passed"] for check in results["numerics"])
     (timed,) = results["cases"]
@@ -48,7 +48,7 @@ def test_the_command_checks_times_and_reports(tmp_path):
     assert results["left_out"] == results["failed"] == []
 
 
-def test_times_of_kernels_that_were_not_checked_prove_nothing():
+def test_a_run_without_kernel_checks_is_not_proven():
     right = {"passed": True}
     whole = {"numerics": [right], "left_out": ["experts"], "failed": []}
     assert h100.proven(whole)
@@ -62,7 +62,7 @@ def test_times_of_kernels_that_were_not_checked_prove_nothing():
 
 
 @pytest.mark.parametrize(("device", "chosen"), [("", []), ("cuda", []), ("cuda:1", ["cuda:1"])])
-def test_the_gpu_that_is_asked_for_is_the_current_one(device, chosen, tmp_path, monkeypatch):
+def test_the_requested_gpu_becomes_the_current_one(device, chosen, tmp_path, monkeypatch):
     current = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda where: current.append(str(where)))
@@ -80,7 +80,7 @@ def test_the_gpu_that_is_asked_for_is_the_current_one(device, chosen, tmp_path, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8])
-def test_an_output_that_is_not_written_shows(dtype):
+def test_unwritten_outputs_are_poisoned(dtype):
     with poisoned():
         out = torch.empty((3, 5), dtype=dtype)
     value = out.float()
@@ -89,7 +89,7 @@ def test_an_output_that_is_not_written_shows(dtype):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Make every stage as short as it can be, the same stages otherwise."""
+    """Make every stage as short as possible."""
     monkeypatch.setattr("bench.chunk.CHUNKS", 3)
     monkeypatch.setattr("bench.baseline.ROUNDS", 1)
     monkeypatch.setattr("bench.lengths.ROUNDS", 1)
@@ -98,7 +98,7 @@ def short(monkeypatch):
     monkeypatch.setattr(h100, "all_cases", lambda setting: timed)
 
 
-def test_the_chunk_comes_behind_the_numerics_and_before_the_kernels(tmp_path, short):
+def test_stages_run_in_order_numerics_chunk_kernels(tmp_path, short):
     said = []
     results = measure(CPU, tmp_path, seconds=600, say=said.append, build=build)
     assert said == [
@@ -107,7 +107,7 @@ def test_the_chunk_comes_behind_the_numerics_and_before_the_kernels(tmp_path, sh
         "engine, warmed up",
         "session of 3 chunks",
         "denoising steps by chunk length",
-        "lead over eager, eager-prefix",
+        "speed-up over eager, eager-prefix",
         "case",
     ]
     assert results["left_out"] == results["failed"] == []
@@ -117,7 +117,7 @@ def test_the_chunk_comes_behind_the_numerics_and_before_the_kernels(tmp_path, sh
     assert [each["latent_frames"] for each in chunk["lengths"]] == [8, 9]
     assert chunk["baselines"]["eager"]["ratio"] > 0
     assert {verdict["figure"] for verdict in chunk["verdicts"]} >= {
-        "chunk latency p99", "missed deadlines", "difference of eager from ours",
+        "chunk latency p99", "missed deadlines", "error of eager against the engine",
     }  # fmt: skip
     page = (tmp_path / "report.md").read_text()
     for table in ("Session of 3 chunks", "Speed-up", "Chunk lengths", "Targets", "Numerics", "Timings"):
@@ -125,30 +125,30 @@ def test_the_chunk_comes_behind_the_numerics_and_before_the_kernels(tmp_path, sh
     assert "T = 9" in page
 
 
-def test_the_engine_of_a_preset_is_built_where_none_is_given(tmp_path, short):
+def test_without_a_builder_the_presets_engine_is_built(tmp_path, short):
     results = measure(CPU, tmp_path, seconds=600, only="by chunk length")
     assert [each["latent_frames"] for each in results["chunk"]["lengths"]] == [8, 9]
     assert results["chunk"]["session"] is None
     assert results["cases"] == []
 
 
-def test_what_comes_after_the_deadline_is_left_out_by_name_and_claims_nothing(tmp_path, short):
+def test_stages_after_the_deadline_are_named_and_fail(tmp_path, short):
     results = measure(CPU, tmp_path, seconds=0, build=build)
     assert results["left_out"] == [
         "numerics",
         "engine, warmed up",
         "session of 3 chunks",
         "denoising steps by chunk length",
-        "lead over eager, eager-prefix",
+        "speed-up over eager, eager-prefix",
         "case",
     ]
     assert results["chunk"]["passed"] is False
     page = (tmp_path / "report.md").read_text()
-    assert "lead over eager, eager-prefix" in page.split("LEFT OUT")[1]
-    assert "| eager-prefix | nothing | at least 2 | MISSED |" in page
+    assert "speed-up over eager, eager-prefix" in page.split("LEFT OUT")[1]
+    assert "| eager-prefix | no value | at least 2 | MISSED |" in page
 
 
-def test_without_an_engine_the_kernels_are_timed_all_the_same(tmp_path, short):
+def test_without_an_engine_the_kernels_are_still_timed(tmp_path, short):
     def broken():
         raise RuntimeError("no room")
 
@@ -166,15 +166,15 @@ def test_every_case_builds_and_every_contender_runs():
         assert next(iter(calls)) == "streamchar"
         for call in calls.values():
             call()
-    assert families == {"attention", "qkv", "modulation", "sampler", "egress", "experts"}
+    assert families == {"attention", "qkv_prologue", "modulation", "sampler", "frames", "experts"}
 
 
-def test_every_tuning_is_named():
+def test_every_tuning_has_its_own_name():
     names = [name for name, _ in all_tunings(CPU)]
     assert len(names) == len(set(names)) == 8
 
 
-def test_a_peer_that_cannot_run_is_reported_in_its_place():
+def test_a_failing_peer_is_reported():
     def broken():
         raise RuntimeError("no kernel image\nsecond line")
 
@@ -183,7 +183,7 @@ def test_a_peer_that_cannot_run_is_reported_in_its_place():
     assert [timing["name"] for timing in timed["timings"]] == ["streamchar"]
 
 
-def test_a_peer_that_computes_something_else_is_not_timed():
+def test_a_peer_with_other_results_is_not_timed():
     other = case(streamchar=lambda: torch.ones(3), peer=lambda: torch.zeros(3))
     timed = time_case(other, CPU, Path())
     assert timed["failures"]["peer"].startswith("computes something else")
@@ -198,7 +198,7 @@ def test_a_wrong_kernel_fails_the_numerics(monkeypatch):
     assert [check.name for check in wrong] == ["experts down float32"]
 
 
-def test_a_kernel_that_does_not_run_fails_its_check_and_the_others_have_their_turn(monkeypatch):
+def test_a_failing_kernel_does_not_stop_the_other_checks(monkeypatch):
     from streamchar import kernels
 
     def broken(*args, **kwargs):
@@ -212,7 +212,7 @@ def test_a_kernel_that_does_not_run_fails_its_check_and_the_others_have_their_tu
     assert len(checks) > 10
 
 
-def test_the_report_names_what_was_missed_and_what_was_wrong():
+def test_the_report_names_misses_and_errors():
     timed = time_case(case(streamchar=lambda: torch.ones(3), peer=lambda: torch.ones(3)), CPU, Path())
     timed["timings"][0]["median_us"], timed["timings"][1]["median_us"] = 2e6, 3e6
     results = {
@@ -234,7 +234,7 @@ def test_the_report_names_what_was_missed_and_what_was_wrong():
     assert "1.50 | 0.333 TB/s | 33% | MISSED (>= 2)" in page
     assert page.index("'block_m': 128") < page.index("OutOfResources")
     assert "experts" in page.split("LEFT OUT")[1]
-    assert "prologue: OutOfResources" in page.split("DID NOT RUN")[1]
+    assert "prologue: OutOfResources" in page.split("FAILED STAGES")[1]
     tables = [report.as_table(section) for section in report.sections(results)]
     assert [table.title for table in tables] == re.findall("^## (.*)$", page, re.MULTILINE)
 

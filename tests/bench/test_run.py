@@ -1,4 +1,4 @@
-"""A run against a deadline: what is done, what is left out, and what is kept of it."""
+"""A run with a deadline: which stages run, which are left out, and what is kept."""
 
 import contextlib
 import signal
@@ -27,7 +27,7 @@ def simulated(seconds):
     return run, clock, kept, said
 
 
-def test_stages_run_until_the_deadline_and_the_rest_is_left_out_by_name():
+def test_stages_after_the_deadline_are_left_out():
     run, clock, kept, said = simulated(60)
     assert run.stage("numerics", lambda: clock.take(59)) == 59
     assert run.stage("session", lambda: clock.take(5)) == 5
@@ -38,7 +38,7 @@ def test_stages_run_until_the_deadline_and_the_rest_is_left_out_by_name():
     assert run.elapsed == 64
 
 
-def test_a_stage_that_fails_costs_the_others_nothing():
+def test_a_failed_stage_does_not_stop_the_others():
     run, clock, kept, _ = simulated(60)
     assert run.stage("session", lambda: 1 / 0) is None
     assert run.stage("kernels", lambda: clock.take(1)) == 1
@@ -47,7 +47,7 @@ def test_a_stage_that_fails_costs_the_others_nothing():
     assert kept == [1, 2]
 
 
-def test_a_stage_is_broken_off_at_the_deadline_although_it_swallows_exceptions():
+def test_the_deadline_interrupts_a_stage_that_swallows_exceptions():
     def stubborn():
         while True:
             with contextlib.suppress(Exception):
@@ -58,14 +58,14 @@ def test_a_stage_is_broken_off_at_the_deadline_although_it_swallows_exceptions()
     run = Run(0.2, lambda: kept.append(True), lambda text: None)
     assert run.stage("compiled", stubborn) is None
     assert run.stage("kernels", lambda: 1) is None
-    assert run.left_out == ["compiled (broken off)", "kernels"]
+    assert run.left_out == ["compiled (interrupted)", "kernels"]
     assert kept == [True]
     assert run.elapsed < 5
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_ctrl_c_ends_the_run_and_what_there_is_is_kept():
+def test_ctrl_c_ends_the_run_and_keeps_its_results():
     def cancelled():
         raise KeyboardInterrupt
 

@@ -1,3 +1,5 @@
+"""Contenders are interleaved, rotated over input sets, and summarised with an interval."""
+
 import time
 from contextlib import nullcontext
 from weakref import ref
@@ -16,17 +18,17 @@ def test_a_slower_contender_is_measured_slower():
         {"quick": [lambda: time.sleep(0.001)] * 2, "slow": [lambda: time.sleep(0.004)] * 2}, CPU
     )
     assert list(timings) == ["quick", "slow"]
-    # 4, as far as a shared machine sleeps as told.
+    # The ratio is 4 up to the accuracy of sleep on a shared machine.
     assert 1.5 < timings["slow"].median_us / timings["quick"].median_us < 8.0
     for found in timings.values():
         assert found.method == "clock"
         assert found.low_us <= found.median_us <= found.high_us
 
 
-def test_contenders_alternate_in_the_order_a_b_b_a():
+def test_contenders_run_in_the_order_a_b_b_a():
     order = []
     compare({name: [lambda name=name: order.append(name)] for name in "ab"}, CPU)
-    # One warm-up call and three calls for the estimate come first, contender by contender.
+    # First come one warm-up call and three calls for the estimate per contender.
     measured = "".join(order[8:])
     assert measured.startswith("abbaabba")
 
@@ -35,12 +37,12 @@ def test_contenders_alternate_in_the_order_a_b_b_a():
     ("bytes_per_call", "sets"),
     [(1, MAX_INPUT_SETS), (4 * 2**20, 64), (100 * 2**20, 3), (10**12, 2), (0, MAX_INPUT_SETS)],
 )
-def test_enough_input_sets_are_rotated_to_miss_the_cache(bytes_per_call, sets):
+def test_input_sets_exceed_the_cache(bytes_per_call, sets):
     assert input_sets(bytes_per_call, torch.device("cuda")) == sets
     assert input_sets(bytes_per_call, CPU) == 2
 
 
-def test_outputs_of_a_captured_pass_lie_apart(monkeypatch):
+def test_outputs_of_a_captured_pass_do_not_share_memory(monkeypatch):
     def capturing(graph):
         return nullcontext()
 
@@ -51,7 +53,7 @@ def test_outputs_of_a_captured_pass_lie_apart(monkeypatch):
     made = []
 
     def call():
-        # While it is captured no output has been let go of.
+        # No output is freed during the capture.
         assert all(each() is not None for each in made)
         output = torch.ones(1)
         made.append(ref(output))
@@ -65,7 +67,7 @@ def test_outputs_of_a_captured_pass_lie_apart(monkeypatch):
     assert not any(each() is not None for each in made)
 
 
-def test_the_interval_of_the_median_holds_it_and_is_the_same_twice():
+def test_the_bootstrap_interval_is_reproducible_and_holds_the_median():
     samples = torch.rand(50, generator=torch.Generator().manual_seed(1)).tolist()
     low, high = bootstrap_interval(samples)
     assert low <= sorted(samples)[25] <= high

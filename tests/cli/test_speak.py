@@ -12,14 +12,17 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from streamchar import media, speak
-from streamchar.cli import app
-from streamchar.media import read_back
-from streamchar.speak import Summary, default_reference, summary_table
+from streamchar.cli import speak
+from streamchar.cli.main import app
+from streamchar.cli.speak import Summary, default_reference, summary_table
+from streamchar.config import CLOCK
+from streamchar.media import mp4
+from streamchar.runtime.scheduler import Scheduler
 from tests.engine.small import SMALL, build
+from tests.media.mp4_reader import read_back
 
 RUNNER = CliRunner()
-#: Seven chunks of the small engine's noise are many times what the small disk holds.
+#: Long enough that the small engine's noise exceeds the room on the small disk many times.
 LONG = " ".join(["one two three four five six seven eight nine ten"] * 5)
 
 
@@ -27,14 +30,14 @@ def run(*arguments):
     return RUNNER.invoke(app, ["speak", *map(str, arguments)])
 
 
-def test_without_weights_the_command_says_that_the_media_are_noise(tmp_path, monkeypatch):
+def test_random_weights_are_reported_as_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(speak, "shipped_weights", lambda name: None)
     done = run("Hello there.", "-o", tmp_path / "out.mp4", "--seconds", 1)
     assert done.exit_code == 0, done.output
     assert "weights are random" in done.output
 
 
-def test_a_sentence_becomes_an_mp4_with_a_measured_summary(tmp_path):
+def test_a_sentence_becomes_an_mp4_with_measurements(tmp_path):
     out = tmp_path / "out.mp4"
     text = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen."
     done = run(text, "-o", out, "--seconds", 2.5, "--seed", 3)
@@ -42,7 +45,7 @@ def test_a_sentence_becomes_an_mp4_with_a_measured_summary(tmp_path):
     assert "weights are random" not in done.output
     media = read_back(out)
     assert media.frames.shape[0] == 64  # two chunks of 32 frames
-    # AAC frames hold 1024 samples: the last is filled up.
+    # An AAC packet has 1024 samples; the last one is padded.
     assert 64_000 <= media.samples.shape[-1] < 65_024
     for said in ("2.67 s in 2 chunks", "real-time factor", "1333 ms"):
         assert said in done.output
@@ -57,7 +60,7 @@ def test_a_sentence_becomes_an_mp4_with_a_measured_summary(tmp_path):
     ],
     ids=["blank", "preset", "reference"],
 )
-def test_bad_input_is_told_in_one_line_and_writes_nothing(tmp_path, arguments, message):
+def test_bad_input_is_reported_in_one_line_and_writes_nothing(tmp_path, arguments, message):
     out = tmp_path / "out.mp4"
     done = run(*arguments, "-o", out)
     assert done.exit_code == 1
@@ -68,14 +71,14 @@ def test_bad_input_is_told_in_one_line_and_writes_nothing(tmp_path, arguments, m
 
 @pytest.fixture
 def small(monkeypatch):
-    """Serve the command with the engine of the tests."""
+    """Run the command with the small engine of the tests."""
     monkeypatch.setattr(speak, "preset", lambda name: SMALL)
     monkeypatch.setattr(speak, "shipped_weights", lambda name: None)
     monkeypatch.setattr(speak.StreamCharEngine, "from_preset", lambda *_, report, **__: build(report=report))
 
 
 class FullDisk:
-    """A file on a disk that holds so many bytes; what of a write does not fit is left out."""
+    """A file on a disk with room for so many bytes; the part of a write that does not fit is dropped."""
 
     def __init__(self, file, room):
         self._file, self._room = file, room
@@ -91,45 +94,47 @@ class FullDisk:
 
 
 def fill_disk(monkeypatch, room):
-    class Output(media._Output):
+    class FullDiskFile(mp4._FragmentedFile):
         def __init__(self, path):
             super().__init__(path)
             self._file = FullDisk(self._file, room)
 
-    monkeypatch.setattr(media, "_Output", Output)
+    monkeypatch.setattr(mp4, "_FragmentedFile", FullDiskFile)
 
 
 @pytest.mark.usefixtures("small")
-def test_on_a_full_disk_the_file_and_the_remedy_are_named_and_what_was_written_plays(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_the_written_part_plays(tmp_path, monkeypatch):
     fill_disk(monkeypatch, 60_000)
     out = tmp_path / "out.mp4"
     done = run(LONG, "-o", out, "--seconds", 20)
     said = done.output
     assert done.exit_code == 1, said
     assert f"{out}: cannot be written after" in said
-    assert "No space left on device; the file so far plays; free space on its disk, or write to" in said
+    assert (
+        "No space left on device; the part written so far plays; free space on its disk, or write to" in said
+    )
     assert "Traceback" not in said
     assert "real-time factor" not in said
     frames = len(read_back(out).frames)
-    assert frames >= 24
-    assert frames % 24 == 0
+    assert frames >= CLOCK.frame_rate
+    assert frames % CLOCK.frame_rate == 0
     assert out.stat().st_size <= 60_000
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("room", [0, 2_000], ids=["at-once", "within-the-first-second"])
-def test_on_a_disk_without_room_for_a_second_nothing_is_promised_to_play(tmp_path, monkeypatch, room):
+def test_a_disk_without_room_for_a_second_leaves_nothing_playable(tmp_path, monkeypatch, room):
     fill_disk(monkeypatch, room)
     out = tmp_path / "out.mp4"
     done = run(LONG, "-o", out, "--seconds", 5)
     assert done.exit_code == 1, done.output
-    assert "nothing that plays was written; free space" in done.output
+    assert "nothing playable was written; free space" in done.output
     assert "Traceback" not in done.output
     assert out.stat().st_size == 0
 
 
 @pytest.mark.usefixtures("small")
-def test_a_device_that_is_full_is_told_in_one_line():
+def test_a_full_device_is_reported_in_one_line():
     done = run("Hello there.", "-o", "/dev/full", "--seconds", 3)
     assert done.exit_code == 1, done.output
     assert "/dev/full: cannot be written after" in done.output
@@ -138,28 +143,28 @@ def test_a_device_that_is_full_is_told_in_one_line():
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_after_ctrl_c_the_file_so_far_plays_and_is_summed_up(tmp_path, monkeypatch, chunks):
-    engines, make = [], speak.StreamCharEngine.make_chunk
+def test_after_ctrl_c_the_file_plays_and_is_summarised(tmp_path, monkeypatch, chunks):
+    schedulers, submit = [], Scheduler.submit
 
-    def interrupted(engine, turn):
-        engines.append(engine)
-        if engine.stats().chunks == chunks:
+    def interrupted(scheduler, request):
+        schedulers.append(scheduler)
+        if scheduler.executor.chunks == chunks:
             raise KeyboardInterrupt
-        make(engine, turn)
+        submit(scheduler, request)
 
-    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    monkeypatch.setattr(Scheduler, "submit", interrupted)
     out = tmp_path / "out.mp4"
     done = run(LONG, "-o", out)
     assert done.exit_code == 130, done.output
-    assert "holds what was spoken" in " ".join(done.output.split())
+    assert "contains what was spoken" in " ".join(done.output.split())
     assert f"in {chunks} chunks" in done.output
     assert len(read_back(out).frames) == 32 * chunks
-    # The session is closed, whatever ended it.
-    assert engines[0].stats().sessions == 0
+    # Ctrl-C closes the session too.
+    assert schedulers[0].open_rows == 0
 
 
 @pytest.mark.usefixtures("small")
-def test_every_stage_of_warming_up_is_shown_by_name_and_number(tmp_path):
+def test_every_warm_up_stage_is_shown_by_name_and_number(tmp_path):
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=100)
     speak.speak_to_file(
@@ -182,21 +187,21 @@ def test_every_stage_of_warming_up_is_shown_by_name_and_number(tmp_path):
 
 @pytest.mark.usefixtures("small")
 def test_ctrl_c_before_the_first_chunk_promises_no_file(tmp_path, monkeypatch):
-    def interrupted(engine, turn):
+    def interrupted(scheduler, request):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    monkeypatch.setattr(Scheduler, "submit", interrupted)
     done = run(LONG, "-o", tmp_path / "out.mp4")
     assert done.exit_code == 130, done.output
     assert "before anything was spoken" in " ".join(done.output.split())
 
 
-def test_a_signal_to_the_command_leaves_a_file_that_plays(tmp_path):
+def test_sigint_leaves_a_file_that_plays(tmp_path):
     out = tmp_path / "out.mp4"
-    # A shell makes what it starts in the background deaf to Ctrl-C, and children inherit that.
+    # A shell lets background processes ignore Ctrl-C, and their children inherit that.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from streamchar.cli import app; app()"
+        "from streamchar.cli.main import app; app()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "speak", LONG, "-o", str(out)],
@@ -215,11 +220,11 @@ def test_a_signal_to_the_command_leaves_a_file_that_plays(tmp_path):
         process.kill()
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert "holds what was spoken" in " ".join(said.split())
-    assert len(read_back(out).frames) >= 24
+    assert "contains what was spoken" in " ".join(said.split())
+    assert len(read_back(out).frames) >= CLOCK.frame_rate
 
 
-def test_the_summary_counts_late_chunks_and_real_time():
+def test_the_summary_counts_late_chunks_and_real_time_factor():
     summary = Summary(1.0, words_asked=4, words_said=2, media_seconds=4.0, latencies=[0.5, 0.5, 1.5, 0.5])
     assert summary.rtf == 0.75
     assert summary.late == 1
@@ -229,7 +234,7 @@ def test_the_summary_counts_late_chunks_and_real_time():
     assert Summary(1.0, 0).rtf == 0.0
 
 
-def test_the_default_picture_fits_any_size():
+def test_the_default_reference_has_any_size():
     picture = default_reference("5b", 48, 32)
     assert picture.shape == (3, 48, 32)
     assert picture.abs().max() <= 1
@@ -248,32 +253,30 @@ def test_the_default_picture_fits_any_size():
     ],
     ids=["script", "emoji", "control", "seed", "reference"],
 )
-def test_what_cannot_be_spoken_leaves_the_file_that_was_there_and_builds_no_engine(
-    tmp_path, monkeypatch, arguments, message
-):
+def test_bad_input_keeps_an_existing_file_and_builds_no_engine(tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(speak, "StreamCharEngine", None)
     out = tmp_path / "out.mp4"
-    out.write_bytes(b"an older film")
+    out.write_bytes(b"an older file")
     done = run(*arguments, "-o", out)
     assert done.exit_code in (1, 2), done.output
     assert message in done.output.replace("\n", "")
     assert "Traceback" not in done.output
-    assert out.read_bytes() == b"an older film"
+    assert out.read_bytes() == b"an older file"
 
 
 @pytest.mark.usefixtures("small")
-def test_ctrl_c_before_the_first_chunk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
-    def interrupted(engine, turn):
+def test_ctrl_c_before_the_first_chunk_keeps_an_existing_file(tmp_path, monkeypatch):
+    def interrupted(scheduler, request):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(speak.StreamCharEngine, "make_chunk", interrupted)
+    monkeypatch.setattr(Scheduler, "submit", interrupted)
     out = tmp_path / "out.mp4"
-    out.write_bytes(b"an older film")
+    out.write_bytes(b"an older file")
     assert run(LONG, "-o", out).exit_code == 130
-    assert out.read_bytes() == b"an older film"
+    assert out.read_bytes() == b"an older file"
 
 
-def test_a_place_that_cannot_be_written_is_told_before_an_engine_is_built(tmp_path, monkeypatch):
+def test_an_unwritable_path_is_reported_before_an_engine_is_built(tmp_path, monkeypatch):
     monkeypatch.setattr(speak, "StreamCharEngine", None)
     for out, message in (
         (tmp_path, "is a directory; name a file"),

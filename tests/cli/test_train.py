@@ -1,4 +1,4 @@
-"""``streamchar train``: a stage is asked for by name, and what is missing is told in a line."""
+"""``streamchar train`` takes a stage by name and reports errors in one line."""
 
 import builtins
 import json
@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from streamchar.cli import app
+from streamchar.cli.main import app
 
 RUNNER = CliRunner()
 
@@ -18,7 +18,7 @@ def run(*arguments):
 
 
 def refused(*arguments):
-    """Run what cannot be done, and return the line that says so."""
+    """Run a command that fails, and return its error line."""
     done = run(*arguments)
     assert done.exit_code == 1, done.output
     assert isinstance(done.exception, SystemExit)
@@ -28,7 +28,7 @@ def refused(*arguments):
 
 @pytest.fixture
 def directory(corpus, tmp_path):
-    """Return a directory of training that has a corpus alone."""
+    """Return a training directory that holds only a corpus."""
     shutil.copytree(corpus.directory, tmp_path / "corpus")
     return tmp_path
 
@@ -50,7 +50,7 @@ def test_help_lists_the_stages():
         assert stage in done.output
 
 
-def test_a_corpus_that_is_there_is_counted(corpus, directory):
+def test_data_counts_the_recordings_of_a_corpus(corpus, directory):
     done = run("data", "--directory", directory)
     assert done.exit_code == 0, done.output
     assert f"{len(corpus)} recordings" in done.output
@@ -64,7 +64,7 @@ def test_a_stage_that_cannot_be_trained_says_why(stage, message, directory):
     assert message in refused(stage, "--directory", directory)
 
 
-def test_what_is_missing_is_told_before_the_corpus_is_built(tmp_path):
+def test_missing_stages_are_reported_before_the_corpus_is_built(tmp_path):
     assert "run: streamchar train teacher" in refused("student", "--directory", tmp_path)
     assert "run: streamchar train rollout" in refused(
         "export", "--directory", tmp_path, "--out", tmp_path / "out"
@@ -73,7 +73,7 @@ def test_what_is_missing_is_told_before_the_corpus_is_built(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["foo", "meta", "cuda:99", "cpu:x"])
-def test_a_device_that_is_not_here_is_refused(device, tmp_path):
+def test_a_device_that_does_not_exist_is_refused(device, tmp_path):
     message = refused("vocoder", "--directory", tmp_path, "--device", device)
     assert message.startswith("device must be cpu or one of ")
     assert f"got {device}; try cpu" in message
@@ -85,7 +85,7 @@ def test_a_preset_that_does_not_exist_is_refused(tmp_path):
     assert message == "preset must be 'tiny' or '5b', got '6b'\n"
 
 
-def test_the_preset_is_the_one_that_is_asked_for(directory, monkeypatch):
+def test_the_preset_option_selects_the_preset(directory, monkeypatch):
     sizes = []
     monkeypatch.setattr("streamchar.train.cli._train", lambda workshop, *_: sizes.append(workshop.preset))
     for name in ("tiny", "5b"):
@@ -109,32 +109,32 @@ def test_counts_below_one_are_refused(option, value, tmp_path):
         ("ends.npy", "half"),
         ("words.npy", None),
     ],
-    ids=["cut short", "of an older kind", "array cut short", "array missing"],
+    ids=["truncated", "older format", "truncated array", "missing array"],
 )
-def test_a_corpus_that_is_not_whole_is_named(file, content, directory):
+def test_an_incomplete_corpus_is_named(file, content, directory):
     path = directory / "corpus" / file
     path.unlink() if content is None else path.write_text(content)
     message = refused("vocoder", "--directory", directory)
-    assert f"{path} must be a whole file of a corpus" in message
+    assert f"{path} must be a complete file of a corpus" in message
     assert f"remove {directory / 'corpus'} and run: streamchar train data" in message
 
 
-def test_a_checkpoint_that_is_cut_short_is_named(directory):
+def test_a_truncated_checkpoint_is_named(directory):
     for stage, parent in (("vocoder", "vocoder"), ("decoder", "vae")):
         file = directory / "train" / parent / "checkpoint.pt"
         file.parent.mkdir(parents=True)
         torch.save({"step": 1}, file)
         file.write_bytes(file.read_bytes()[:-100])
         message = refused(stage, "--directory", directory)
-        assert f"{file} must be a whole file of training" in message
+        assert f"{file} must be a complete file of training" in message
         assert f"remove it and run: streamchar train {parent}" in message
 
 
-def test_curves_of_nothing_say_what_is_missing(tmp_path):
+def test_curves_without_a_log_are_refused(tmp_path):
     assert "must hold the log of a stage, got none" in refused("curves", "--directory", tmp_path)
 
 
-def test_curves_are_drawn_up_to_a_line_half_written(tmp_path):
+def test_curves_ignore_an_incomplete_line(tmp_path):
     folder = tmp_path / "train" / "vocoder"
     folder.mkdir(parents=True)
     entries = [json.dumps({"step": step, "seconds": 1.0, "spectral": 2.0 / step}) for step in (1, 2)]
@@ -147,9 +147,7 @@ def test_curves_are_drawn_up_to_a_line_half_written(tmp_path):
 @pytest.mark.parametrize(
     ("package", "stage"), [("onnx", "data"), ("hibari", "data"), ("matplotlib", "curves")]
 )
-def test_a_package_that_is_missing_comes_with_the_command_that_installs_it(
-    package, stage, tmp_path, monkeypatch
-):
+def test_a_missing_package_comes_with_an_install_command(package, stage, tmp_path, monkeypatch):
     log = tmp_path / "train" / "vocoder" / "log.jsonl"
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 1, "spectral": 1.0}\n')

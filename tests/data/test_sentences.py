@@ -1,4 +1,4 @@
-"""Sentences to train on and to be tested on: the same for a seed, apart from each other, wide in sound."""
+"""Training and held-out sentences are reproducible, disjoint, and cover the sounds of English."""
 
 import itertools
 import re
@@ -6,16 +6,16 @@ import string
 
 import pytest
 
-from streamchar.data import sentences, words
-from streamchar.data.sentences import (
+from streamchar.data.text import sentences, words
+from streamchar.data.text.sentences import (
     HELD_OUT_WORDS,
     LONGEST,
     SHORTEST,
+    everyday_sentences,
     held_out_sentences,
     paragraphs,
     training_sentences,
 )
-from streamchar.eval.sources import everyday_sentences
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def spoken(text: str) -> set[str]:
     return set(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def test_a_seed_names_the_sentences_and_a_longer_draw_begins_with_a_shorter_one() -> None:
+def test_a_longer_draw_of_a_seed_starts_with_a_shorter_one() -> None:
     assert training_sentences(300, seed=3) == training_sentences(500, seed=3)[:300]
     assert held_out_sentences(30, seed=3) == held_out_sentences(50, seed=3)[:30]
     assert training_sentences(300, seed=3) != training_sentences(300, seed=4)
@@ -38,24 +38,24 @@ def test_twenty_thousand_sentences_are_all_different(corpus: list[str]) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_held_out_sentence_is_trained_on_whatever_the_seed(corpus: list[str], seed: int) -> None:
+def test_no_held_out_sentence_is_a_training_sentence(corpus: list[str], seed: int) -> None:
     assert set(held_out_sentences(2000, seed)).isdisjoint(corpus)
 
 
-def test_no_held_out_word_is_trained_on_in_any_form(corpus: list[str]) -> None:
+def test_no_form_of_a_held_out_word_is_in_training(corpus: list[str]) -> None:
     unseen = {form.lower() for form in words.forms_of(HELD_OUT_WORDS)}
     assert {"polished", "glaciers", "borrowing", "prague"} <= unseen
     assert unseen.isdisjoint(spoken(" ".join(corpus)))
 
 
-def test_the_everyday_sentences_of_the_evaluation_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everyday_sentences_of_the_evaluation_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     everyday = everyday_sentences()
     source = itertools.cycle([*everyday, "The cat sat on the warm stone."])
     monkeypatch.setattr(sentences, "_candidates", lambda *_: source)
     assert training_sentences(1, seed=0) == ["The cat sat on the warm stone."]
 
 
-def test_every_second_held_out_sentence_holds_a_held_out_word() -> None:
+def test_every_second_held_out_sentence_has_a_held_out_word() -> None:
     unseen = {form.lower() for form in words.forms_of(HELD_OUT_WORDS)}
     drawn = held_out_sentences(600, seed=5)
     assert [not unseen.isdisjoint(spoken(sentence)) for sentence in drawn] == [True, False] * 300
@@ -82,7 +82,7 @@ def test_sentences_are_short_and_plainly_written(corpus: list[str]) -> None:
 def test_training_has_many_words_and_every_sound(corpus: list[str]) -> None:
     seen = spoken(" ".join(corpus))
     assert len(seen) > 5000
-    # A word for each phone of English, the rare ones above all.
+    # Words for the phones of English, above all the rare ones.
     for sound, examples in {
         "zh": "treasure vision beige garage",
         "oy": "oyster choice annoy voyage",
@@ -101,7 +101,7 @@ def test_training_has_many_words_and_every_sound(corpus: list[str]) -> None:
         assert seen.issuperset(examples.split()), sound
 
 
-def test_articles_go_by_the_sound_that_follows() -> None:
+def test_articles_depend_on_the_following_sound() -> None:
     finish = sentences._finish
     assert finish("a apple, a useful uncle and a uncle in a hour.") == (
         "An apple, a useful uncle and an uncle in an hour."
@@ -125,7 +125,7 @@ def test_words_are_inflected(kind: str, entry: str, expected: dict[str, str]) ->
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_a_long_transcript_ends_with_a_sentence_and_keeps_to_its_side(held_out: bool) -> None:
+def test_a_transcript_has_whole_sentences_of_one_side(held_out: bool) -> None:
     text = paragraphs(300, seed=1, held_out=held_out)
     assert 300 <= len(text.split()) < 300 + LONGEST
     assert text == paragraphs(300, seed=1, held_out=held_out)
@@ -133,8 +133,8 @@ def test_a_long_transcript_ends_with_a_sentence_and_keeps_to_its_side(held_out: 
     assert unseen.isdisjoint(spoken(text)) is not held_out
 
 
-def test_counts_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+def test_counts_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
         training_sentences(-1, seed=0)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="words must be at least 1, got 0"):
         paragraphs(0, seed=0, held_out=False)

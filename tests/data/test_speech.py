@@ -1,12 +1,14 @@
-"""Synthesised speech: its tokens are those a session makes of the text, and their times are the audio's."""
+"""Synthesised speech has the tokens of a session, and their times match the audio."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("hibari")
 
-from streamchar.data.speech import DURATION_DELAY, LEAD, SAMPLE_RATE, Speaker
-from streamchar.tokenizers import PhonemeTokenizer
+from streamchar.config import CLOCK
+from streamchar.data.speech import DURATION_DELAY, LEAD, Speaker
+from streamchar.errors import ArgumentError
+from streamchar.text.tokenizers import PhonemeTokenizer
 
 TEXT = "Hello there, my friend. It is 7 o'clock!"
 
@@ -37,23 +39,23 @@ def test_times_rise_and_cover_the_audio(utterance):
     assert utterance.ends.shape == (len(utterance.tokens),)
     assert (np.diff(utterance.ends) >= 0).all()
     assert utterance.ends[0] >= 0
-    # The synthesiser rounds a sentence to its own frames.
-    seconds = len(utterance.audio) / SAMPLE_RATE
+    # The synthesiser rounds the length of a sentence to its own frames.
+    seconds = len(utterance.audio) / CLOCK.sample_rate
     assert utterance.ends[-1] == pytest.approx(seconds - DURATION_DELAY, abs=0.02)
 
 
-def test_sound_begins_soon_and_pauses_are_the_spaces_between_sentences(utterance):
+def test_sound_starts_early_and_sentence_spaces_are_pauses(utterance):
     level = np.abs(utterance.audio)
     loud = np.flatnonzero(level > 0.05 * level.max())
-    assert loud[0] / SAMPLE_RATE < LEAD + 0.2
+    assert loud[0] / CLOCK.sample_rate < LEAD + 0.2
     space = utterance.symbols.index(".") + 1
     assert utterance.symbols[space] == " "
     starts = np.concatenate(([0.0], utterance.ends))
-    first, last = (round(each * SAMPLE_RATE) for each in starts[space : space + 2])
+    first, last = (round(each * CLOCK.sample_rate) for each in starts[space : space + 2])
     assert level[first:last].mean() < 0.2 * level.mean()
 
 
-def test_a_sentence_sounds_as_it_does_alone_and_times_move_with_what_came_before(speaker, utterance):
+def test_a_joined_sentence_is_the_one_synthesised_alone(speaker, utterance):
     alone = speaker.say("Hello there, my friend.")
     count = len(alone.tokens)
     assert utterance.tokens[:count] == alone.tokens
@@ -61,12 +63,12 @@ def test_a_sentence_sounds_as_it_does_alone_and_times_move_with_what_came_before
     np.testing.assert_allclose(utterance.ends[:count], alone.ends, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_samples_and_speed_is_felt(speaker, utterance):
+def test_samples_depend_on_seed_and_speed_alone(speaker, utterance):
     assert np.array_equal(speaker.say(TEXT).audio, utterance.audio)
     assert not np.array_equal(speaker.say(TEXT, seed=1).audio, utterance.audio)
     assert len(speaker.say(TEXT, speed=1.25).audio) < 0.9 * len(utterance.audio)
 
 
 def test_a_text_without_sound_is_refused(speaker):
-    with pytest.raises(ValueError, match="something to speak"):
+    with pytest.raises(ArgumentError, match="text must be something that can be spoken, got ''"):
         speaker.say("")

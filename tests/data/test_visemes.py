@@ -1,11 +1,18 @@
-"""Mouths follow phones: closures, contacts, glides, anticipation, and nothing random."""
+"""The mouth follows the phones: closures, contacts, glides and anticipation."""
 
 import pytest
 import torch
 
-from streamchar.data.motion import SWAY, animate
-from streamchar.data.pose import MOUTH_COLUMNS, Pose, neutral
-from streamchar.data.visemes import ALPHABET, FRAME_RATE, Phone, PhoneError, mouth_openness, mouth_track
+from streamchar.config import CLOCK
+from streamchar.data.renderer.motion import SWAY, animate
+from streamchar.data.renderer.pose import MOUTH_COLUMNS, Pose, neutral
+from streamchar.data.renderer.visemes import (
+    ALPHABET,
+    Phone,
+    PhoneError,
+    mouth_openness,
+    mouth_track,
+)
 
 MOUTH = len(MOUTH_COLUMNS)
 
@@ -15,12 +22,12 @@ def spell(symbols: str, seconds: float = 0.1, start: float = 0.2) -> list[Phone]
 
 
 def at(track: torch.Tensor, seconds: float) -> torch.Tensor:
-    return track[int(seconds * FRAME_RATE)]
+    return track[int(seconds * CLOCK.frame_rate)]
 
 
 @pytest.mark.parametrize("symbol", "pbm")
 @pytest.mark.parametrize("start", [0.30, 0.313, 0.326, 0.339])
-def test_bilabials_close_the_lips_between_open_vowels_however_short(symbol: str, start: float) -> None:
+def test_short_bilabials_close_the_lips_between_vowels(symbol: str, start: float) -> None:
     phones = [Phone("ɑ", 0.1, start), Phone(symbol, start, start + 0.03), Phone("ɑ", start + 0.03, 0.7)]
     openness = mouth_openness(phones, 24)
     assert openness.min() >= 0
@@ -57,18 +64,18 @@ def test_diphthong_glides_from_its_first_vowel_to_its_second() -> None:
 
 
 def test_lips_round_before_a_rounded_vowel_sounds() -> None:
-    before = 0.39  # of the s, whose neighbour starts at 0.4 s
+    before = 0.39  # in the s, before the vowel starts at 0.4 s
     round_next, spread_next = (at(mouth_track(spell("s" + vowel, 0.2), 24), before) for vowel in "ui")
     assert round_next[Pose.LIP_ROUND] > spread_next[Pose.LIP_ROUND] + 0.2
 
 
-def test_space_between_words_is_no_silence_but_punctuation_is() -> None:
+def test_punctuation_is_silence_but_a_space_is_not() -> None:
     space, comma = (mouth_openness(spell("ɑ" + mark + "ɑ", 0.2), 24) for mark in " ,")
     assert at(space, 0.5) > 0.9
     assert at(comma, 0.5) < 0.1
 
 
-def test_stress_mark_gives_its_time_to_the_vowel_and_opens_it_further() -> None:
+def test_stress_mark_lengthens_and_opens_the_vowel() -> None:
     marked = mouth_openness([Phone("ˈ", 0.2, 0.3), Phone("ɛ", 0.3, 0.5)], 24)
     plain = mouth_openness([Phone("ɛ", 0.2, 0.5)], 24)
     assert torch.allclose(marked, plain * 1.15, atol=1e-6)
@@ -82,7 +89,7 @@ def test_movement_between_frames_is_smooth() -> None:
 
 
 @pytest.mark.parametrize("symbol", sorted(ALPHABET))
-def test_every_symbol_of_the_alphabet_is_taken(symbol: str) -> None:
+def test_every_symbol_of_the_alphabet_is_accepted(symbol: str) -> None:
     track = mouth_track(spell("ə" + symbol + "ə"), 24)
     assert track.isfinite().all()
     assert track[:, Pose.MOUTH_OPEN].amin() >= 0
@@ -94,7 +101,7 @@ def test_alphabet_holds_all_of_misaki_english() -> None:
 
 
 @pytest.mark.parametrize("symbol", ["ß", "", "ab", "0"])
-def test_unknown_symbol_is_refused_by_name(symbol: str) -> None:
+def test_unknown_symbol_is_refused(symbol: str) -> None:
     with pytest.raises(PhoneError, match=f"phone 1 .*got '{symbol}'"):
         animate([Phone("ɑ", 0, 0.1), Phone(symbol, 0.1, 0.2)], 5, seed=0)
 
@@ -105,12 +112,12 @@ def test_times_out_of_order_are_refused(times: tuple[float, float]) -> None:
         mouth_track([Phone("ɑ", 0, 0.1), Phone("p", *times)], 5)
 
 
-def test_no_frames_are_refused() -> None:
+def test_zero_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
         animate([], 0, seed=0)
 
 
-def test_seed_moves_everything_but_the_mouth() -> None:
+def test_seed_changes_everything_but_the_mouth() -> None:
     phones = spell("hɛlO wɜɹld")
     one, same, other = (animate(phones, 96, seed) for seed in (1, 1, 2))
     assert torch.equal(one, same)
@@ -120,7 +127,7 @@ def test_seed_moves_everything_but_the_mouth() -> None:
         assert not torch.equal(one[:, column], other[:, column])
 
 
-def test_longer_clip_begins_as_a_shorter_one() -> None:
+def test_longer_clip_starts_like_a_shorter_one() -> None:
     phones = spell("hɛlO")
     assert torch.equal(animate(phones, 240, seed=5)[:96], animate(phones, 96, seed=5))
 
@@ -132,7 +139,7 @@ def test_clip_starts_near_the_neutral_pose() -> None:
 
 def test_head_sways_slowly_and_within_bounds() -> None:
     for seed in range(8):
-        poses = animate([], 60 * FRAME_RATE, seed)
+        poses = animate([], 60 * CLOCK.frame_rate, seed)
         for column, (reach, _) in SWAY.items():
             assert poses[:, column].abs().max() <= reach
         pixels = poses[:, [Pose.HEAD_X, Pose.HEAD_Y]] * 48
@@ -140,11 +147,11 @@ def test_head_sways_slowly_and_within_bounds() -> None:
         assert 0.5 < pixels.abs().max() < 2
 
 
-def test_blinks_come_every_two_to_five_seconds_and_shut_the_eyes() -> None:
+def test_blinks_come_every_two_to_five_seconds() -> None:
     for seed in range(8):
-        shut = animate([], 60 * FRAME_RATE, seed)[:, Pose.BLINK_LEFT]
+        shut = animate([], 60 * CLOCK.frame_rate, seed)[:, Pose.BLINK_LEFT]
         starts = ((shut[1:] > 0.05) & (shut[:-1] <= 0.05)).nonzero()[:, 0]
-        gaps = starts.diff() / FRAME_RATE
+        gaps = starts.diff() / CLOCK.frame_rate
         assert gaps.min() > 1.9
         assert gaps.max() < 5.1
         assert shut.max() > 0.9

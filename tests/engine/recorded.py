@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from streamchar.capture import GraphPool
+from streamchar.runtime.graphs import GraphPool
 
 #: Operators whose result Python, or the shape of what follows, would depend on.
 FORBIDDEN = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique"}
@@ -70,7 +70,7 @@ class RecordingPool(GraphPool):
         super().__init__(device)
         self.steps = []
 
-    def step(self, work, queue="main"):
+    def step(self, name, work, queue="main"):
         self.steps.append(RecordedStep(work, self))
         return self.steps[-1]
 

@@ -6,7 +6,7 @@ from collections import deque
 
 import torch
 
-from streamchar.streams import QUEUES
+from streamchar.runtime.queues import QUEUE_NAMES
 
 
 class _Task:
@@ -32,7 +32,7 @@ class Simulated:
     def __init__(self, seed=None, heedless=False):
         self.heedless = heedless
         self._random = None if seed is None else random.Random(seed)
-        self._queues = {queue: deque() for queue in QUEUES}
+        self._queues = {queue: deque() for queue in QUEUE_NAMES}
         self._lock = threading.RLock()
 
     def run(self, queue, work, *after):
@@ -64,7 +64,7 @@ class Simulated:
     def drain(self):
         """Run everything."""
         with self._lock:
-            for queue in QUEUES:
+            for queue in QUEUE_NAMES:
                 while self._queues[queue]:
                     self.finish(self._queues[queue][-1])
 

@@ -8,8 +8,11 @@ from streamchar.codecs.vae import Vae
 from streamchar.codecs.vocoder import Vocoder
 from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, VaeConfig, preset
 from streamchar.engine import StreamCharEngine
-from streamchar.model import JointDiT
-from streamchar.orchestrator import Orchestrator
+from streamchar.model.dit import JointDiT
+from streamchar.model.orchestrator import Orchestrator
+from streamchar.runtime.request import ChunkRequest
+from streamchar.runtime.timeline import Timeline
+from streamchar.text.transcript_window import TextWindow
 
 #: The tiny preset with fewer and smaller layers: the same code in a fraction of the time.
 SMALL = replace(
@@ -66,13 +69,13 @@ def fixed_tensors(engine):
     """List every weight and every buffer that a step may read or write."""
     modules = engine.dit, engine.orchestrator, engine.vae, engine.vocoder
     found = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    passes = engine._passes
-    for lane in (passes._lane, *(row.lane for row in passes.rows)):
-        denoiser = lane._denoiser
-        found += [denoiser.sigmas, denoiser._index, *denoiser.modulation]
-        found += [*lane.memory.k, *lane.memory.v, *vars(lane.buffers).values(), *vars(lane.state).values()]
-        found += [tensor for tables in lane.memory.tables.values() for tensor in vars(tables).values()]
-    for decoders in (passes._decoders, *(row.decoders for row in passes.rows)):
+    rows = engine.scheduler.executor.rows
+    for runner in (rows.runner, *(row.runner for row in rows)):
+        found += [x for x in vars(runner.denoiser).values() if isinstance(x, torch.Tensor)]
+        found += [*runner.denoiser.modulation, *runner.cache.k, *runner.cache.v]
+        found += [*vars(runner.buffers).values(), *vars(runner.state).values()]
+        found += [tensor for tables in runner.cache.tables.values() for tensor in vars(tables).values()]
+    for decoders in (rows.decoders, *(row.decoders for row in rows)):
         state = decoders.state
         found += [*vars(decoders.media).values(), *state.vae.past, *vars(state.vocoder).values()]
     return found
@@ -80,4 +83,17 @@ def fixed_tensors(engine):
 
 def window_of(session):
     """Return what the session's window held when its last chunk was made."""
-    return " ".join(word.text for word in session._window.words)
+    return " ".join(word.text for word in session._channel.timeline.window.words)
+
+
+class OpenRow:
+    """A row of an engine with a text, for tests that make its chunks by the executor alone."""
+
+    def __init__(self, engine, seed, text):
+        self.row = engine.scheduler.open(picture(seed), seed)
+        window = TextWindow(engine.tokenizer, engine.preset.orchestrator.transcript_tokens)
+        self.timeline = Timeline(window, engine.preset)
+        window.append(text)
+
+    def request(self):
+        return ChunkRequest(self.row, self.timeline)

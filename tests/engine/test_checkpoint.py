@@ -12,16 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from streamchar.checkpoint import (
-    CheckpointError,
-    config_to_json,
-    load_config,
-    load_preset,
-    load_pretrained,
-    preset_from_json,
-    save_pretrained,
-)
+from streamchar.checkpoint import CheckpointError, load_config, load_preset, load_pretrained, save_pretrained
 from streamchar.config import PRESETS, ConfigError, preset
+from streamchar.config.json import config_to_json, preset_from_json
 
 TINY = preset("tiny")
 

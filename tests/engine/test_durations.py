@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from streamchar.config import OrchestratorConfig
-from streamchar.durations import TYPICAL, DurationPredictor, planned_times, pointer_prior, token_times
-from streamchar.numerics import assert_close
-from streamchar.orchestrator import Orchestrator, OrchestratorState
-from streamchar.pointer import PlannedPointer
+from streamchar.model.durations import TYPICAL, DurationPredictor, planned_times, pointer_prior, token_times
+from streamchar.model.orchestrator import Orchestrator, OrchestratorState
+from streamchar.model.pointer import PlannedPointer
+from tests.closeness import assert_close
 
 CONFIG = OrchestratorConfig(
     dim=64,

@@ -1,6 +1,7 @@
+"""The engine makes uniform chunks on one clock, for one session or several at once."""
+
 import asyncio
 import threading
-import time
 
 import pytest
 import torch
@@ -8,14 +9,15 @@ import torch
 from streamchar import engine as engine_module
 from streamchar.checkpoint import CheckpointError
 from streamchar.engine import CapacityError, StreamCharEngine
-from streamchar.footprint import WeightsMemoryError
-from streamchar.numerics import assert_close
-from streamchar.pacing import Pacer
-from streamchar.session import SessionBusyError, SessionClosedError, Turn
-from streamchar.text import TextError
-from streamchar.tokenizers import ByteTokenizer
+from streamchar.runtime.memory_budget import WeightsMemoryError
+from streamchar.session.pacer import Pacer
+from streamchar.session.session import SessionBusyError, SessionClosedError
+from streamchar.text.normalize import TextError
+from streamchar.text.tokenizers import ByteTokenizer
+from tests.closeness import assert_close
 from tests.engine.simulated import Simulated
-from tests.engine.small import SMALL, TEXT, build, media, picture, take
+from tests.engine.small import SMALL, TEXT, OpenRow, build, media, picture, take
+from tests.engine.threads import Steps, together
 
 
 def test_a_text_becomes_uniform_chunks_on_one_clock():
@@ -57,19 +59,6 @@ def test_a_row_used_before_gives_what_a_fresh_engine_gives():
     assert torch.equal(ours[1], fresh[1])
 
 
-def ask_together(engine, calls):
-    """Run every call in its own thread; the first requests of all are in before any is served."""
-    threads = [threading.Thread(target=call) for call in calls]
-    engine._lock.acquire()
-    for thread in threads:
-        thread.start()
-    while len(engine._waiting) < len(calls):
-        time.sleep(0.001)
-    engine._lock.release()
-    for thread in threads:
-        thread.join()
-
-
 def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other():
     # One session is a chunk ahead, so the rows of the batch stand at different points.
     ahead = (1, 0)
@@ -81,8 +70,7 @@ def test_sessions_that_ask_together_share_a_pass_and_see_nothing_of_each_other()
     engine = build(max_sessions=2)
     sessions = [engine.open(picture(seed), seed=seed) for seed in (1, 2)]
     take(sessions[0], ahead[0])
-    results: list[list] = [[], []]
-    ask_together(engine, [lambda i=i: results[i].extend(take(sessions[i], 2)) for i in range(2)])
+    results = together(engine, *(lambda session=session: take(session, 2) for session in sessions))
     assert engine.stats().batched >= 2
     for (video, audio), chunks in zip(alone, results, strict=True):
         ours = media(chunks)
@@ -96,56 +84,57 @@ def test_prefix_and_commit_are_batched_where_every_row_is_due_and_touch_no_other
     monkeypatch, overlapping
 ):
     if overlapping:
-        monkeypatch.setattr(engine_module, "streams_for", lambda device: Simulated(seed=4))
+        queues = Simulated(seed=4)
+        monkeypatch.setattr(engine_module, "queues_for", lambda device: queues)
     engine = build(max_sessions=3)
-    passes, ran = engine._passes, []
-    lanes = {"all": passes._lane} | {str(index): row.lane for index, row in enumerate(passes.rows)}
-    for name, lane in lanes.items():
-        for stage in ("prefill", "commit", "remember"):
-            work = getattr(lane, stage)
+    executor, ran = engine.scheduler.executor, []
+    rows = executor.rows
+    runners = {"all": rows.runner} | {str(index): row.runner for index, row in enumerate(rows)}
 
-            def note(*role, name=name, stage=stage, work=work):
-                ran.append((name, *(role or (stage,))))
-                work(*role)
+    def noted(name, stage, step):
+        return lambda: (ran.append((name, stage)), step())
 
-            monkeypatch.setattr(lane, stage, note)
-    sessions = [engine.open(picture(seed), seed=seed) for seed in range(3)]
-    for session in sessions:
-        session._window.append(TEXT * 2 + " ")
+    for name, runner in runners.items():
+        for stage in ("prefill", "append_history"):
+            monkeypatch.setattr(runner, stage, noted(name, stage, getattr(runner, stage)))
+        for role, step in runner.commit.items():
+            monkeypatch.setitem(runner.commit, role, noted(name, role, step))
+    open_rows = [OpenRow(engine, seed, TEXT * 2 + " ") for seed in range(3)]
 
     @torch.inference_mode()
-    def make(*rows):
+    def make(*indices):
         """Make a chunk of each, and let everything behind it run."""
         ran.clear()
-        turns = [Turn(sessions[row], sessions[row]._window) for row in rows]
-        passes.make(turns)
-        for turn in turns:
-            passes.deliver(turn.delivery)
-        passes._commit_finished()
+        requests = [open_rows[index].request() for index in indices]
+        executor.run(requests)
+        for request in requests:
+            executor.deliver(request.pending)
+        executor.commit()
         if overlapping:
-            passes._streams.drain()
+            queues.drain()
         return set(ran)
 
     def memory(row):
-        lane = passes.rows[row].lane
-        state = [*vars(lane.state).values(), lane.buffers.history, *lane.memory.k, *lane.memory.v]
+        runner = rows[row].runner
+        cache = runner.cache
+        state = [*vars(runner.state).values(), runner.buffers.history, *cache.k, *cache.v]
         # Slots of noisy tokens hold nothing that outlives a pass.
-        fixed = lane.memory.regions["video"][0]
-        slots = slice(passes._lane.orchestrator.prefix_tokens)
+        fixed = cache.regions["video"][0]
+        slots = slice(engine.orchestrator.prefix_tokens)
         state[:2] = [x[:, :, slots] for x in state[:2]]
-        return [x[:, :fixed] if x.dim() == 4 and x.shape[1] == lane.memory.capacity else x for x in state]
+        return [x[:, :fixed] if x.dim() == 4 and x.shape[1] == cache.capacity else x for x in state]
 
     # The first chunk of one row, of two, then the first of one and a later one of the others.
     before = [x.clone() for x in memory(2)]
-    assert {("0", "sink"), ("0", "motion"), ("0", "remember"), ("0", "prefill")} == make(0)
+    assert {("0", "sink"), ("0", "motion"), ("0", "append_history"), ("0", "prefill")} == make(0)
     assert {("1", "sink"), ("0", "motion"), ("1", "motion")} < make(0, 1)
     assert all(torch.equal(now, then) for now, then in zip(memory(2), before, strict=True))
-    commits = {("2", "sink"), ("all", "motion"), ("all", "remember")}
+    commits = {("2", "sink"), ("all", "motion"), ("all", "append_history")}
     ran_together = make(0, 1, 2)
     assert commits < ran_together
     assert not {("0", "sink"), ("1", "sink"), ("0", "motion"), ("2", "motion")} & ran_together
     assert ("all", "prefill") in ran_together or overlapping
-    assert make(0, 1, 2) == {("all", "prefill"), ("all", "motion"), ("all", "remember")}
+    assert make(0, 1, 2) == {("all", "prefill"), ("all", "motion"), ("all", "append_history")}
     before = [x.clone() for x in memory(1)]
     make(0, 2)
     assert all(torch.equal(now, then) for now, then in zip(memory(1), before, strict=True))
@@ -153,10 +142,12 @@ def test_prefix_and_commit_are_batched_where_every_row_is_due_and_touch_no_other
 
 def test_sinks_of_sessions_that_begin_together_share_a_pass(monkeypatch):
     engine, roles = build(max_sessions=2), []
-    commit = engine._passes._lane.commit
-    monkeypatch.setattr(engine._passes._lane, "commit", lambda role: (roles.append(role), commit(role)))
+    commit = engine.scheduler.executor.rows.runner.commit
+    for role, step in commit.items():
+        noted = lambda role=role, step=step: (roles.append(role), step())  # noqa: E731
+        monkeypatch.setitem(commit, role, noted)
     sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
-    ask_together(engine, [lambda session=session: take(session, 2) for session in sessions])
+    together(engine, *(lambda session=session: take(session, 2) for session in sessions))
     assert roles[:2] == ["sink", "motion"]
 
 
@@ -181,23 +172,19 @@ def test_interrupt_reports_what_was_delivered_and_drops_the_rest():
     assert next(session.speak("more")).start_sample == 32000
 
 
-def test_an_interruption_drops_the_chunk_at_its_next_denoising_step(monkeypatch):
+def test_an_interruption_drops_the_chunk_at_its_next_denoising_step():
     engine = build()
     session = engine.open(picture())
-    lane = engine._passes.rows[0].lane
     speech = session.speak(TEXT, max_seconds=60)
     next(speech)
     seen = []
-    denoise = lane.denoise
 
     def step(index):
         seen.append(index)
         if index == 1:
-            session._speech.interrupt()
-        denoise(index)
+            speech.interrupt()
 
-    monkeypatch.setattr(lane, "denoise", step)
-    with pytest.raises(StopIteration):
+    with Steps(step), pytest.raises(StopIteration):
         next(speech)
     assert seen == [0, 1]
     assert session.interrupt().sample == 32000
@@ -240,7 +227,7 @@ def test_a_closed_session_refuses_everything_by_name():
     speech = session.speak(TEXT)
     session.close()
     for use in (lambda: session.speak("x"), session.interrupt, lambda: next(speech)):
-        with pytest.raises(SessionClosedError, match="open another"):
+        with pytest.raises(SessionClosedError, match="open a new one"):
             use()
 
 
@@ -259,11 +246,11 @@ def test_text_that_cannot_be_spoken_is_refused_before_any_work(text):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (torch.zeros(3, 16, 16), r"reference must have shape \[3, 32, 32\], got \[3, 16, 16\]"),
+        (torch.zeros(3, 16, 16), r"reference.shape must be \[3, 32, 32\], got \[3, 16, 16\]"),
         (torch.full((3, 32, 32), float("nan")), "reference must be finite"),
         (
             torch.full((3, 32, 32), 255.0),
-            r"reference must lie in \[-1, 1\], got 255 to 255; levels of 0 to 255",
+            r"reference must be in \[-1, 1\], got 255 to 255; convert levels of 0 to 255",
         ),
         (
             torch.zeros((3, 32, 32), dtype=torch.uint8),
@@ -289,15 +276,14 @@ def test_a_seed_that_is_no_64_bit_integer_is_refused_and_takes_no_place(seed):
     assert take(engine.open(picture(), seed=2**63 - 1), 1)
 
 
-def test_an_error_before_the_chunk_is_made_leaves_the_session_as_it_was(monkeypatch):
-    engine = build()
-    session = engine.open(picture(), seed=7)
-    monkeypatch.setattr(
-        engine._passes.rows[0].lane, "denoise", lambda step: (_ for _ in ()).throw(MemoryError("no"))
-    )
-    with pytest.raises(MemoryError):
+def test_an_error_before_the_chunk_is_made_leaves_the_session_as_it_was():
+    session = build().open(picture(), seed=7)
+
+    def fails(step):
+        raise MemoryError("no")
+
+    with Steps(fails), pytest.raises(MemoryError):
         next(session.speak(TEXT))
-    monkeypatch.undo()
     session.interrupt()
     assert torch.equal(media(take(session))[0], media(take(build().open(picture(), seed=7)))[0])
 
@@ -310,26 +296,24 @@ def test_a_session_that_lost_a_chunk_half_way_refuses_to_go_on_and_others_do(mon
     with pytest.raises(MemoryError):
         next(speech)
     monkeypatch.undo()
-    with pytest.raises(SessionClosedError, match="lost a chunk; close it, open another"):
+    with pytest.raises(
+        SessionClosedError, match="lost a chunk and cannot continue; close it and open a new one"
+    ):
         broken.speak("again")
     assert take(other, 2)
     broken.close()
     assert take(engine.open(picture()), 1)
 
 
-def test_ctrl_c_reaches_one_session_and_the_others_of_its_pass_go_on(monkeypatch):
+def test_ctrl_c_reaches_one_session_and_the_others_of_its_pass_go_on():
     engine = build(max_sessions=2)
     sessions = [engine.open(picture(seed), seed=seed) for seed in range(2)]
-    lane, hit, made = engine._passes._lane, [], []
-    denoise = lane.denoise
+    hit, made = [], []
 
     def step(index):
         if not hit:
             hit.append(threading.current_thread())
             raise KeyboardInterrupt
-        denoise(index)
-
-    monkeypatch.setattr(lane, "denoise", step)
 
     def ask(session):
         try:
@@ -337,7 +321,8 @@ def test_ctrl_c_reaches_one_session_and_the_others_of_its_pass_go_on(monkeypatch
         except KeyboardInterrupt:
             hit.append(threading.current_thread())
 
-    ask_together(engine, [lambda session=session: ask(session) for session in sessions])
+    with Steps(step):
+        together(engine, *(lambda session=session: ask(session) for session in sessions))
     # Raised once, in the thread that it reached; the other session has its chunk.
     assert len(hit) == 2
     assert hit[0] is hit[1]
@@ -357,7 +342,7 @@ def test_a_batch_whose_decoding_fails_leaves_sessions_outside_it_whole(monkeypat
             next(session.speak(TEXT))
         broken.append(session)
 
-    ask_together(engine, [lambda session=session: ask(session) for session in sessions[:2]])
+    together(engine, *(lambda session=session: ask(session) for session in sessions[:2]))
     monkeypatch.setattr(engine.vae, "decode", decode)
     assert len(broken) == 2
     assert take(sessions[2], 1)[0].index == 1
@@ -406,7 +391,7 @@ def test_a_tokenizer_of_ones_own_is_asked_for_when_its_engine_is_loaded(tmp_path
             SMALL, engine.dit, engine.orchestrator, engine.vae, engine.vocoder, Shouting()
         )
     engine.save_pretrained(tmp_path / "weights")
-    with pytest.raises(CheckpointError, match=r"holds no tokenizer; give from_pretrained\(tokenizer=\)"):
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer; pass .* from_pretrained\(tokenizer=\)"):
         StreamCharEngine.from_pretrained(tmp_path / "weights")
     again = StreamCharEngine.from_pretrained(tmp_path / "weights", device="cpu", tokenizer=Shouting())
     ours, theirs = (media(take(each.open(picture(), seed=7))) for each in (engine, again))

@@ -1,9 +1,9 @@
 """The top rung of the numerics ladder: eight chunks of an engine against recomputing everything.
 
 Kernels are compared with float64 in tests/numerics, a block and a chunk with an independent dense forward in
-test_model.py. Here the engine's streams, caches and committed memory run for eight chunks, each feeding on
+test_model.py. Here the engine's streams, caches and committed latents run for eight chunks, each feeding on
 those before, and every chunk is made again from scratch: conditioning recomputed at every denoising step in a
-new memory, the orchestrator as one full pass, the decoders in one piece over the whole clip.
+new cache, the orchestrator as one full pass, the decoders in one piece over the whole clip.
 """
 
 from dataclasses import replace
@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from streamchar.kernels import sampler_noise, sampler_step
-from streamchar.memory import KVMemory
-from streamchar.numerics import assert_close
-from streamchar.orchestrator import append_history
-from streamchar.sampler import Denoiser
-from streamchar.session import Turn
-from tests.engine.small import PLANNED, SMALL, TEXT, build, media, picture, take
+from streamchar.model.denoiser import Denoiser
+from streamchar.model.kv_cache import KVCache
+from streamchar.model.orchestrator import append_history
+from tests.closeness import assert_close
+from tests.engine.small import PLANNED, SMALL, TEXT, OpenRow, build, media, picture, take
+from tests.engine.threads import Steps
 
 T = SMALL.chunk.latent_frames
 #: The bound of one chunk in test_model.py, and half as much for what seven chunks before it hand on.
@@ -41,7 +41,7 @@ def from_scratch(engine, reference, seed, windows):
         number = torch.tensor([chunk])
         sampler_noise(x_video, x_audio, seeds, number)
         for step in range(denoiser.steps):
-            memory = KVMemory(preset)
+            memory = KVCache(preset)
             given = {"reference": latent[:, None]}
             if video:
                 given |= {"sink": video[0][:, : preset.chunk.sink_latents]}
@@ -73,18 +73,16 @@ def conditions(buffers):
 @pytest.mark.parametrize(
     ("sink", "motion", "chunks"), [(T, T, 8), (0, T, 3), (T, 0, 3), (0, 0, 3), (1, 1, 3)]
 )
-def test_the_chunks_of_a_stream_equal_recomputing_everything(monkeypatch, config, sink, motion, chunks):
+def test_the_chunks_of_a_stream_equal_recomputing_everything(config, sink, motion, chunks):
     kept = replace(config.chunk, sink_latents=sink, motion_latents=motion)
     engine = build(config=replace(config, chunk=kept))
-    lane, windows = engine._passes.rows[0].lane, []
-    draw = lane.draw
+    buffers, windows = engine.scheduler.executor.rows.buffers, []
 
-    def recorded():
-        windows.append(conditions(lane.buffers))
-        draw()
+    def record(step):
+        if step == 0:
+            windows.append(conditions(buffers))
 
-    monkeypatch.setattr(lane, "draw", recorded)
-    with engine.open(picture(), seed=7) as session:
+    with engine.open(picture(), seed=7) as session, Steps(record):
         video, audio = media(take(session, chunks, " ".join([TEXT] * 4)))
     assert len(windows) == chunks
     with torch.no_grad():
@@ -103,17 +101,14 @@ def assert_equal_to_rounding(video, audio, frames, samples):
 def test_batched_passes_equal_recomputing_each_session_alone():
     # One session is a chunk ahead: the first commit of the other, its sink, falls into a pass of both.
     engine, seeds = build(max_sessions=2, config=PLANNED), (7, 8)
-    sessions = [engine.open(picture(seed), seed=seed) for seed in seeds]
-    passes, windows, chunks = engine._passes, [[], []], [[], []]
-    for session in sessions:
-        session._window.append(" ".join([TEXT] * 3) + " ")
+    open_rows = [OpenRow(engine, seed, " ".join([TEXT] * 3) + " ") for seed in seeds]
+    executor, windows, chunks = engine.scheduler.executor, [[], []], [[], []]
     for rows in ((0,), (0, 1), (0, 1), (0, 1)):
-        turns = [Turn(sessions[row], sessions[row]._window) for row in rows]
-        passes.make(turns)
-        for row, turn in zip(rows, turns, strict=True):
-            buffers = passes.rows[row].lane.buffers
-            windows[row].append(conditions(buffers))
-            chunks[row].append(passes.deliver(turn.delivery))
+        requests = [open_rows[row].request() for row in rows]
+        executor.run(requests)
+        for row, request in zip(rows, requests, strict=True):
+            windows[row].append(conditions(executor.rows[row].runner.buffers))
+            chunks[row].append(executor.deliver(request.pending))
     assert engine.stats().batched == 6
     for row, seed in enumerate(seeds):
         made = from_scratch(engine, picture(seed), seed, windows[row])

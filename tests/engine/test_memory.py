@@ -7,7 +7,7 @@ import torch
 
 from streamchar.config import ChunkConfig, DiTConfig, PictureConfig, Preset, preset
 from streamchar.kernels import KernelArgumentError
-from streamchar.memory import ROLES, SEGMENTS, KVMemory
+from streamchar.model.kv_cache import ROLES, SEGMENTS, KVCache
 from tests.engine.small import SMALL
 
 
@@ -24,19 +24,19 @@ def small_preset() -> Preset:
     )
 
 
-def addresses(memory: KVMemory) -> list[int]:
+def addresses(memory: KVCache) -> list[int]:
     tensors = [*memory.k, *memory.v]
     for tables in memory.tables.values():
         tensors += [tables.slots, tables.segments, tables.cos, tables.sin]
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def lengths(memory: KVMemory, role: str, row: int = 0) -> list[int]:
+def lengths(memory: KVCache, role: str, row: int = 0) -> list[int]:
     return memory.tables[role].segments[row, :, 1].tolist()
 
 
 def test_regions_follow_one_another_on_aligned_starts(device):
-    memory = KVMemory(small_preset(), device=device)
+    memory = KVCache(small_preset(), device=device)
     assert memory.regions == {
         "reference": (0, 6),
         "sink": (16, 18),
@@ -48,14 +48,14 @@ def test_regions_follow_one_another_on_aligned_starts(device):
 
 
 def test_the_5b_memory_has_the_designs_slots():
-    memory = KVMemory(preset("5b"), device="meta", dtype=torch.bfloat16)
+    memory = KVCache(preset("5b"), device="meta", dtype=torch.bfloat16)
     assert memory.capacity == 6432
     assert memory.nbytes == 2 * 2 * 30 * 6432 * 3072
     assert memory.k[0].shape == (1, 6432, 24, 128)
 
 
 def test_every_role_writes_its_own_region_in_token_order(device):
-    memory = KVMemory(small_preset(), batch=2, device=device)
+    memory = KVCache(small_preset(), batch=2, device=device)
     for role, names in zip(ROLES, (["reference"], ["sink"], ["motion"], ["video", "audio"])):
         spans = [memory.regions[name] for name in names]
         expected = [slot for start, length in spans for slot in range(start, start + length)]
@@ -63,7 +63,7 @@ def test_every_role_writes_its_own_region_in_token_order(device):
 
 
 def test_a_new_memory_shows_each_role_nothing_but_itself(device):
-    memory = KVMemory(small_preset(), device=device)
+    memory = KVCache(small_preset(), device=device)
     assert lengths(memory, "reference") == [6, 0, 0, 0, 0]
     assert lengths(memory, "sink") == [0, 18, 0, 0, 0]
     assert lengths(memory, "motion") == [0, 0, 12, 0, 0]
@@ -72,7 +72,7 @@ def test_a_new_memory_shows_each_role_nothing_but_itself(device):
 
 
 def test_valid_conditioning_is_seen_by_later_roles_of_that_row_alone(device):
-    memory = KVMemory(small_preset(), batch=2, device=device)
+    memory = KVCache(small_preset(), batch=2, device=device)
     before = addresses(memory)
     memory.set_valid(1, reference=True, sink=True, motion=True)
     assert lengths(memory, "reference", 1) == [6, 0, 0, 0, 0]
@@ -91,7 +91,7 @@ def test_valid_conditioning_is_seen_by_later_roles_of_that_row_alone(device):
 
 
 def test_reset_forgets_one_row_and_leaves_the_others(device):
-    memory = KVMemory(small_preset(), batch=2, device=device)
+    memory = KVCache(small_preset(), batch=2, device=device)
     before = addresses(memory)
     for row in range(2):
         memory.set_valid(row, reference=True, sink=True, motion=True)
@@ -107,7 +107,7 @@ def test_reset_forgets_one_row_and_leaves_the_others(device):
 
 
 def test_a_row_shares_storage_and_tables_with_the_whole(device):
-    memory = KVMemory(small_preset(), batch=3, device=device)
+    memory = KVCache(small_preset(), batch=3, device=device)
     row = memory.row(1)
     assert row.batch == 1
     row.set_valid(0, reference=True)
@@ -118,7 +118,7 @@ def test_a_row_shares_storage_and_tables_with_the_whole(device):
 
 
 def test_rows_that_are_not_due_have_no_slots(device):
-    tables = KVMemory(small_preset(), batch=2, device=device).tables["sink"]
+    tables = KVCache(small_preset(), batch=2, device=device).tables["sink"]
     masked = tables.where(torch.tensor([False, True], device=device))
     assert masked.slots.dtype == torch.int32
     assert (masked.slots[0] == -1).all()
@@ -128,7 +128,7 @@ def test_rows_that_are_not_due_have_no_slots(device):
 
 def test_time_is_relative_to_the_chunk_and_shared_by_both_modalities(device):
     # The first pair turns by time itself: its angle in radians is the token's time in latent frames.
-    memory = KVMemory(small_preset(), device=device)
+    memory = KVCache(small_preset(), device=device)
 
     def times(role: str) -> list[float]:
         tables = memory.tables[role]
@@ -152,7 +152,7 @@ def test_time_is_relative_to_the_chunk_and_shared_by_both_modalities(device):
 def test_what_is_kept_of_sink_and_motion_moves_no_other_token_in_time(sink, motion):
     config = small_preset()
     whole, part = (
-        KVMemory(replace(config, chunk=replace(config.chunk, sink_latents=kept[0], motion_latents=kept[1])))
+        KVCache(replace(config, chunk=replace(config.chunk, sink_latents=kept[0], motion_latents=kept[1])))
         for kept in ((3, 3), (sink, motion))
     )
     for role in ("reference", "chunk"):
@@ -165,7 +165,7 @@ def test_what_is_kept_of_sink_and_motion_moves_no_other_token_in_time(sink, moti
 def test_a_region_of_nothing_has_no_slots_and_is_never_seen():
     config = small_preset()
     config = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=0))
-    memory = KVMemory(config)
+    memory = KVCache(config)
     assert memory.regions["sink"] == memory.regions["motion"] == (16, 0)
     assert memory.regions["video"] == (16, 18)
     assert memory.tables["sink"].slots.shape == (1, 0)
@@ -174,19 +174,19 @@ def test_a_region_of_nothing_has_no_slots_and_is_never_seen():
 
 
 def test_segments_are_named_in_the_order_of_their_table():
-    assert tuple(KVMemory(small_preset()).regions) == SEGMENTS
+    assert tuple(KVCache(small_preset()).regions) == SEGMENTS
 
 
 @pytest.mark.parametrize("row", [-1, 2])
 @pytest.mark.parametrize("call", ["set_valid", "reset", "row"])
 def test_a_row_that_is_not_there_is_refused(call, row):
-    memory = KVMemory(small_preset(), batch=2)
+    memory = KVCache(small_preset(), batch=2)
     with pytest.raises(KernelArgumentError, match="row must be between 0 and 1"):
         getattr(memory, call)(row)
 
 
 def test_a_memory_that_cannot_be_is_refused():
     with pytest.raises(KernelArgumentError, match="batch must be at least 1"):
-        KVMemory(small_preset(), batch=0)
+        KVCache(small_preset(), batch=0)
     with pytest.raises(KernelArgumentError, match="dtype must be bfloat16"):
-        KVMemory(small_preset(), dtype=torch.int32)
+        KVCache(small_preset(), dtype=torch.int32)

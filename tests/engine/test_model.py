@@ -15,9 +15,10 @@ import torch.nn.functional as F
 
 from streamchar.config import ChunkConfig, DiTConfig, PictureConfig, Preset, preset
 from streamchar.kernels import KernelArgumentError
-from streamchar.memory import KVMemory
-from streamchar.model import JointDiT, Modulation
-from streamchar.numerics import assert_close, relative_error
+from streamchar.model.dit import JointDiT, Modulation
+from streamchar.model.kv_cache import KVCache
+from streamchar.numerics import relative_error
+from tests.closeness import assert_close
 from tests.engine.small import SMALL
 
 LAYERS = 3
@@ -76,7 +77,7 @@ class Inputs:
 
 
 def commit_all(
-    model: JointDiT, memory: KVMemory, modulation: Modulation, inputs: Inputs, roles: list[str], row: int = 0
+    model: JointDiT, memory: KVCache, modulation: Modulation, inputs: Inputs, roles: list[str], row: int = 0
 ) -> None:
     for role in roles:
         model.commit(role, inputs.clean[role].to(memory.k[0]), modulation, memory)
@@ -162,7 +163,7 @@ def dense(
 
 
 def through_memory(
-    model: JointDiT, inputs: Inputs, roles: list[str], level: int, memory: KVMemory
+    model: JointDiT, inputs: Inputs, roles: list[str], level: int, memory: KVCache
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = model.table
     modulation = model.modulation(torch.tensor(SIGMAS, dtype=weights.dtype, device=weights.device))
@@ -189,7 +190,7 @@ def test_cached_conditioning_equals_one_dense_pass(device, rng, head_dim, dtype,
     if dtype == torch.float32:
         inputs.video, inputs.audio, inputs.c_a = (x.float().double() for x in inputs.noisy("cpu", dtype))
         inputs.clean = {role: x.float().double() for role, x in inputs.clean.items()}
-    memory = KVMemory(config, device=device, dtype=dtype)
+    memory = KVCache(config, device=device, dtype=dtype)
     # Whatever no one has written must not be read.
     for buffer in (*memory.k, *memory.v):
         buffer.fill_(float("nan"))
@@ -203,7 +204,7 @@ def test_cached_conditioning_equals_one_dense_pass(device, rng, head_dim, dtype,
 def test_bf16_stays_within_its_own_rounding(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.bfloat16), Inputs(config, rng)
-    memory = KVMemory(config, device=device, dtype=torch.bfloat16)
+    memory = KVCache(config, device=device, dtype=torch.bfloat16)
     inputs.video, inputs.audio, inputs.c_a = (
         x.double() for x in inputs.noisy(torch.device("cpu"), torch.bfloat16)
     )
@@ -219,8 +220,7 @@ def test_every_conditioning_segment_changes_the_result(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng)
     results = [
-        through_memory(model, inputs, roles, 1, KVMemory(config, device=device))[0]
-        for roles in CASES.values()
+        through_memory(model, inputs, roles, 1, KVCache(config, device=device))[0] for roles in CASES.values()
     ]
     for index, one in enumerate(results):
         for other in results[:index]:
@@ -230,11 +230,11 @@ def test_every_conditioning_segment_changes_the_result(device, rng):
 def test_an_absent_segment_is_not_seen_even_when_it_was_written(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng)
-    memory = KVMemory(config, device=device)
+    memory = KVCache(config, device=device)
     later = through_memory(model, inputs, CASES["later chunk"], 0, memory)
     memory.set_valid(0, sink=False, motion=False)
     first = through_memory(model, inputs, CASES["first chunk"], 0, memory)
-    fresh = through_memory(model, inputs, CASES["first chunk"], 0, KVMemory(config, device=device))
+    fresh = through_memory(model, inputs, CASES["first chunk"], 0, KVCache(config, device=device))
     assert relative_error(first[0], later[0].double()) > 1e-3
     assert all(map(torch.equal, first, fresh))
 
@@ -247,7 +247,7 @@ def test_conditioning_of_no_latents_is_conditioning_that_never_came(device, rng)
         inputs,
         CASES["first chunk"],
         0,
-        KVMemory(config, device=device),
+        KVCache(config, device=device),
     )
     bare = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=0))
     inputs.clean |= {role: inputs.clean[role][:, :0] for role in ("sink", "motion")}
@@ -256,7 +256,7 @@ def test_conditioning_of_no_latents_is_conditioning_that_never_came(device, rng)
         inputs,
         CASES["later chunk"],
         0,
-        KVMemory(bare, device=device),
+        KVCache(bare, device=device),
     )
     for out, reference in zip(results, expected):
         assert_close(out, reference, torch.float32, GROWTH)
@@ -266,7 +266,7 @@ def test_rows_at_different_points_equal_rows_alone(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng, batch=2)
     modulation = model.modulation(torch.tensor(SIGMAS, device=device))
-    memory = KVMemory(config, batch=2, device=device)
+    memory = KVCache(config, batch=2, device=device)
     levels, roles = (0, 2), (CASES["first chunk"], CASES["later chunk"])
     for role in ("reference", "sink", "motion"):
         for row in range(2):
@@ -284,7 +284,7 @@ def test_commit_leaves_rows_that_are_not_due_bit_for_bit(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng, batch=2)
     modulation = model.modulation(torch.tensor(SIGMAS, device=device))
-    memory = KVMemory(config, batch=2, device=device)
+    memory = KVCache(config, batch=2, device=device)
     for buffer in (*memory.k, *memory.v):
         buffer.normal_()
     before = [buffer.clone() for buffer in (*memory.k, *memory.v)]
@@ -302,7 +302,7 @@ def test_committing_one_row_alone_equals_committing_it_in_the_batch(device, rng)
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng, batch=2)
     modulation = model.modulation(torch.tensor(SIGMAS, device=device))
     latents = inputs.clean["reference"].to(device, torch.float32)
-    together, apart = (KVMemory(config, batch=2, device=device) for _ in range(2))
+    together, apart = (KVCache(config, batch=2, device=device) for _ in range(2))
     model.commit("reference", latents, modulation, together)
     for row in range(2):
         model.commit("reference", latents[row : row + 1], modulation, apart.row(row))
@@ -314,7 +314,7 @@ def test_nothing_reads_a_device_value_on_the_host(rng):
     # Meta tensors have no values: whatever asked for one, or for a shape that depends on one, would raise.
     config = small_preset()
     model = JointDiT(config).to("meta").requires_grad_(False)
-    inputs, memory = Inputs(config, rng, batch=2), KVMemory(config, batch=2, device="meta")
+    inputs, memory = Inputs(config, rng, batch=2), KVCache(config, batch=2, device="meta")
     modulation = model.modulation(torch.empty(3, device="meta"))
     due, step = (torch.empty(2, dtype=dtype, device="meta") for dtype in (torch.bool, torch.int32))
     for role, latents in inputs.clean.items():
@@ -330,9 +330,7 @@ def test_triton_and_pytorch_give_the_same_step(device, rng):
     inputs, results = Inputs(config, rng), []
     for backend in ("triton", "torch"):
         model = small_model(config, device, torch.float32, backend)
-        results.append(
-            through_memory(model, inputs, CASES["later chunk"], 1, KVMemory(config, device=device))
-        )
+        results.append(through_memory(model, inputs, CASES["later chunk"], 1, KVCache(config, device=device)))
     for out, reference in zip(*results):
         # Both are off.
         assert_close(out, reference, torch.float32, 2 * GROWTH)
@@ -355,7 +353,7 @@ def test_random_weights_keep_activations_at_scale(device, rng, record_property):
     config = preset("tiny")
     torch.manual_seed(0)
     model = JointDiT(config).to(device).requires_grad_(False)
-    inputs, memory = Inputs(config, rng), KVMemory(config, device=device)
+    inputs, memory = Inputs(config, rng), KVCache(config, device=device)
     scales: list[float] = []
     for block in model.blocks:
         # Queries, of four dimensions, are what the last block of a commit leaves: it only writes.
@@ -374,7 +372,7 @@ def test_gradients_are_those_of_the_function(device, rng):
     config = small_preset()
     model = small_model(config, device, torch.float64, "torch").requires_grad_(True)
     inputs = Inputs(config, rng)
-    memory = KVMemory(config, device=device, dtype=torch.float64)
+    memory = KVCache(config, device=device, dtype=torch.float64)
     parameters = dict(model.named_parameters())
     direction = {
         name: torch.randn(p.shape, generator=rng, dtype=torch.float64).to(device) * p.detach().std()
@@ -412,7 +410,7 @@ def arguments(config: Preset, rng: torch.Generator) -> dict[str, object]:
         "c_a": c_a,
         "step": torch.zeros(1, dtype=torch.int32),
         "modulation": JointDiT(config).modulation(torch.tensor(SIGMAS)),
-        "memory": KVMemory(config),
+        "memory": KVCache(config),
     }
 
 
@@ -424,9 +422,9 @@ def arguments(config: Preset, rng: torch.Generator) -> dict[str, object]:
         ("c_a", torch.zeros(1, 11, 256), r"c_a must be .* = \[1, 12, 256\]"),
         ("step", torch.zeros(2, dtype=torch.int32), r"step must be \[batch\] = \[1\]"),
         ("step", torch.zeros(1, dtype=torch.int64), "step must be int32, got int64"),
-        ("memory", KVMemory(small_preset(), dtype=torch.bfloat16), "memory.k must be float32, got bfloat16"),
-        ("memory", KVMemory(small_preset(128)), "memory must be made for preset 'tiny' and its sizes"),
-        ("memory", KVMemory(small_preset(), batch=2), r"x_video must be .* = \[2, 3"),
+        ("memory", KVCache(small_preset(), dtype=torch.bfloat16), "memory.k must be float32, got bfloat16"),
+        ("memory", KVCache(small_preset(128)), "memory must be made for preset 'tiny' and its sizes"),
+        ("memory", KVCache(small_preset(), batch=2), r"x_video must be .* = \[2, 3"),
     ],
 )
 def test_a_step_that_does_not_fit_is_refused(rng, name, wrong, message):

@@ -11,9 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from streamchar.checkpoint import CheckpointError
 from streamchar.config import OrchestratorConfig, preset
 from streamchar.kernels import KernelArgumentError
-from streamchar.numerics import assert_close, relative_error
-from streamchar.orchestrator import Orchestrator, OrchestratorState, append_history
-from streamchar.qwen2 import read_qwen2_config
+from streamchar.model.orchestrator import Orchestrator, OrchestratorState, append_history
+from streamchar.model.qwen2 import read_qwen2_config
+from streamchar.numerics import relative_error
+from tests.closeness import assert_close
 
 CONFIG = OrchestratorConfig(
     dim=64,

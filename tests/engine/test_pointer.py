@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.durations import pointer_prior, token_times
-from streamchar.numerics import assert_close
-from streamchar.pointer import PlannedPointer, ProgressPointer, pointer_loss
-from streamchar.window import Word
+from streamchar.model.durations import pointer_prior, token_times
+from streamchar.model.pointer import PlannedPointer, ProgressPointer, pointer_loss
+from streamchar.text.transcript_window import Word
+from tests.closeness import assert_close
 
 DIM, CAPACITY = 16, 7
 

@@ -16,11 +16,12 @@ from streamchar.config import (
     preset,
 )
 from streamchar.kernels import KernelArgumentError
-from streamchar.kernels.philox import philox_normal_reference
-from streamchar.memory import KVMemory
-from streamchar.model import JointDiT
-from streamchar.numerics import assert_close, relative_error
-from streamchar.sampler import Conditions, Denoiser
+from streamchar.kernels._shared.philox import philox_normal_reference
+from streamchar.model.denoiser import Conditions, Denoiser
+from streamchar.model.dit import JointDiT
+from streamchar.model.kv_cache import KVCache
+from streamchar.numerics import relative_error
+from tests.closeness import assert_close
 from tests.engine.small import SMALL
 
 
@@ -58,7 +59,7 @@ class Scene:
         self.model.to(device)
         self.clean, self.c_a = (x.to(device).repeat(batch, *(1,) * (x.dim() - 1)) for x in (clean, c_a))
         self.denoiser = Denoiser(self.model, schedule, batch)
-        self.memory = KVMemory(config, batch, device)
+        self.memory = KVCache(config, batch, device)
         self.commit("reference", self.clean[:, : config.chunk.reference_latents])
         self.x_video = torch.full_like(self.clean, float("nan"))
         self.x_audio = torch.full((batch, config.audio_tokens, audio_channels), float("nan"), device=device)
@@ -237,7 +238,7 @@ def test_the_whole_loop_reads_no_device_value_on_the_host():
     # Meta tensors have no values to read.
     config = small_preset()
     model = JointDiT(config).to("meta").requires_grad_(False)
-    memory, denoiser = KVMemory(config, 2, "meta"), Denoiser(model, batch=2)
+    memory, denoiser = KVCache(config, 2, "meta"), Denoiser(model, batch=2)
     x_video = torch.empty(2, 3, 16, 4, 6, device="meta")
     x_audio = torch.empty(2, 12, 32, device="meta")
     c_a = torch.empty(2, 12, 256, device="meta")
@@ -284,6 +285,6 @@ def test_arguments_that_do_not_fit_are_refused(device):
         scene.denoiser.step(4, *given)
     with pytest.raises(KernelArgumentError, match="seed must be int64, got int32"):
         scene.denoiser(*given[:2], scene.seed.int(), *given[3:])
-    wide = KVMemory(scene.model.preset, 2, device)
+    wide = KVCache(scene.model.preset, 2, device)
     with pytest.raises(KernelArgumentError, match=r"memory\.batch must be 1 as here, got 2"):
         scene.denoiser(*given[:-1], wide)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from streamchar.codecs.config import VocoderConfig
 from streamchar.codecs.spectrogram import FLOOR, Spectrogram, mel_bank
 from streamchar.codecs.vocoder import Vocoder, VocoderError
+from streamchar.config.codecs import VocoderConfig
 
 CONFIG = VocoderConfig(dim=16, layers=1, ffn=16, mels=8)
 TOKEN = 1000

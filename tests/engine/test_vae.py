@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from streamchar.checkpoint import CheckpointError
 from streamchar.codecs.vae import Vae
 from streamchar.config import PRESETS, ConfigError, VaeConfig, preset
-from streamchar.kernels import egress
-from streamchar.numerics import assert_close
+from streamchar.kernels import pack_frames
+from tests.closeness import assert_close
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEAN, STD = (0.1, -0.2, 0.3, 0.4), (0.5, 1.0, 1.5, 2.0)
@@ -233,14 +233,14 @@ def test_no_value_is_read_back_and_sizes_are_the_presets(name):
     assert vae.decode(state, latents).shape == (1, config.frames, *size)
 
 
-def test_frames_leave_through_egress_without_a_copy(vae, rng, device):
+def test_decoded_frames_are_packed_without_a_copy(vae, rng, device):
     state = vae.new_state(2, CELLS)
     vae.prime(state, draw(rng, device, 2, 4, *CELLS))
     frames = vae.decode(state, draw(rng, device, 2, 2, 4, *CELLS))
     flat = frames.flatten(0, 1)
     assert flat.data_ptr() == frames.data_ptr()
     assert frames.abs().max() <= 1
-    rgb, _ = egress(flat)
+    rgb, _ = pack_frames(flat)
     assert rgb.shape == (16, 24, 16, 3)
 
 

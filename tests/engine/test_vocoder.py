@@ -11,7 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from streamchar.codecs.vocoder import Vocoder, VocoderError, VocoderState
 from streamchar.config import PRESETS, ConfigError, preset
-from streamchar.numerics import assert_close, relative_error
+from streamchar.numerics import relative_error
+from tests.closeness import assert_close
 
 TINY = preset("tiny")
 CONFIG = TINY.vocoder

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamchar.data.character import Identity, animate, neutral, render
-from streamchar.data.visemes import Phone
+from streamchar.data.renderer.character import Identity, animate, neutral, render
+from streamchar.data.renderer.visemes import Phone
 from streamchar.engine import StreamCharEngine
-from streamchar.eval.face import FaceMeter
+from streamchar.eval.metrics.face import FaceMeter
 
 
 @pytest.fixture(scope="module")

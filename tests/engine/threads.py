@@ -1,7 +1,10 @@
 """Text and denoising steps that wait for a test, and what waits for another thread."""
 
+import re
 import threading
 import time
+
+from streamchar import profiling
 
 #: Seconds after which a test gives up on another thread.
 PATIENCE = 60
@@ -33,20 +36,43 @@ class Slow:
         self._may.release(count)
 
 
-class Held:
-    """Denoising steps that wait for the test."""
+class Steps:
+    """Runs a test's action at the start of every denoising step, through the ranges of the profiler.
 
-    def __init__(self, monkeypatch, lane):
+    Args:
+        action: called with the index of the step, in the thread that makes the chunk.
+    """
+
+    def __init__(self, action):
+        self._action = action
+
+    def __enter__(self):
+        profiling.enable(self)
+        return self
+
+    def __exit__(self, *_):
+        profiling.disable()
+
+    def push(self, name):
+        if step := re.fullmatch(r"step (\d+)", name):
+            self._action(int(step[1]))
+
+    def pop(self):
+        pass
+
+
+class Held(Steps):
+    """Denoising steps that wait for the test; ``seen`` lists those that have begun."""
+
+    def __init__(self):
+        super().__init__(self._wait_in_step)
         self.begun, self.seen = threading.Semaphore(0), []
         self._may = threading.Semaphore(0)
-        self._denoise = lane.denoise
-        monkeypatch.setattr(lane, "denoise", self._step)
 
-    def _step(self, index):
+    def _wait_in_step(self, index):
         self.seen.append(index)
         self.begun.release()
         assert self._may.acquire(timeout=PATIENCE)
-        self._denoise(index)
 
     def wait(self):
         """Return once the next step has begun."""
@@ -55,6 +81,15 @@ class Held:
     def go(self, steps=1):
         """Let steps end."""
         self._may.release(steps)
+
+
+def together(engine, *calls):
+    """Run every call in a thread, begin no pass before all wait for a chunk, and return their results."""
+    # No public call holds the passes of an engine back.
+    with engine.scheduler._lock:
+        results = [in_thread(call) for call in calls]
+        until(lambda: engine.stats().waiting == len(calls))
+    return [result() for result in results]
 
 
 def in_thread(work):

@@ -1,13 +1,13 @@
-"""Scores of pictures against known answers and a slow account of the formula in fp64."""
+"""Picture quality against known values and a slow fp64 reference; identity of rendered characters."""
 
 import math
 
 import numpy as np
 import pytest
 
-from streamchar.data.character import Identity, animate, render
-from streamchar.eval.identity import Gallery
-from streamchar.eval.pictures import psnr, ssim
+from streamchar.data.renderer.character import Identity, animate, render
+from streamchar.eval.metrics.identity import Gallery
+from streamchar.eval.metrics.picture_quality import psnr, ssim
 from streamchar.eval.sources import reference_frame
 
 
@@ -56,7 +56,7 @@ def test_ssim_agrees_with_the_formula_window_by_window() -> None:
 
 
 def test_clips_of_different_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match="clips must both be"):
+    with pytest.raises(ValueError, match="clips must have the same shape"):
         psnr(noise(0), noise(0)[:, :-1])
     with pytest.raises(ValueError, match="at least 11 pixels"):
         ssim(noise(0)[:, :8], noise(0)[:, :8])
@@ -71,6 +71,6 @@ def test_every_moving_frame_is_nearest_to_its_own_character() -> None:
         assert (gallery.nearest(video) == index).all()
 
 
-def test_a_gallery_of_one_tells_nothing() -> None:
+def test_a_gallery_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         Gallery(noise(0))

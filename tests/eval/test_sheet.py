@@ -1,4 +1,4 @@
-"""Pictures to look at: which frames they show, and where."""
+"""Contact sheets: which frames they show, and where."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SIZE = 32
 
 
 class Numbered:
-    """Frames that are their own number; every clip is a chunk longer than the one before."""
+    """Every pixel is the number of its frame; each clip is 32 frames longer than the one before."""
 
     name, truth = "numbered", None
 
@@ -25,7 +25,7 @@ class Numbered:
         return Clip(np.zeros(32_000 * self.made, np.float32), np.tile(frames, (1, SIZE, SIZE, 3)))
 
 
-def test_references_are_shown_and_frames_as_far_as_the_shortest_clip_goes() -> None:
+def test_the_shortest_clip_limits_the_frames_beside_the_references() -> None:
     items = [Item("Hello.", "everyday", FIRST_IDENTITY + row, row) for row in range(2)]
     shown = spoken_frames(Numbered(), items)
     assert np.array_equal(shown[1, 0], reference_frame(FIRST_IDENTITY + 1, SIZE, SIZE))
@@ -35,7 +35,7 @@ def test_references_are_shown_and_frames_as_far_as_the_shortest_clip_goes() -> N
     assert spoken_frames(longer, items).shape == (2, 12, SIZE, SIZE, 3)
 
 
-def test_a_sheet_shows_rows_below_one_another(tmp_path: Path) -> None:
+def test_a_sheet_places_rows_below_each_other(tmp_path: Path) -> None:
     shown = np.arange(2 * 3, dtype=np.uint8).repeat(SIZE * SIZE * 3).reshape(2, 3, SIZE, SIZE, 3)
     save_sheet(shown, tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))

@@ -1,4 +1,4 @@
-"""The whole evaluation on media made up here: what each score reacts to, and how it is reported."""
+"""The short evaluation on artificial media: what each score reacts to, and the report."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from streamchar.cli import app
-from streamchar.data.character import Identity, Phone, animate, render
-from streamchar.data.sentences import training_sentences
-from streamchar.eval.cli import _label
-from streamchar.eval.report import as_dict, beside_teacher, table_lines, targets
-from streamchar.eval.short import SHIFT, SourceScores, evaluate_short
+from streamchar.cli.main import app
+from streamchar.data.renderer.character import Identity, Phone, animate, render
+from streamchar.data.text.sentences import training_sentences
+from streamchar.eval.metrics.sync import SyncScore, shifted
+from streamchar.eval.metrics.wer import WordErrors
+from streamchar.eval.short.command import engine_label
+from streamchar.eval.short.evaluate import SHIFT, SourceScores, evaluate_short
+from streamchar.eval.short.report import as_dict, table_rows
+from streamchar.eval.short.targets import targets, targets_beside_teacher
 from streamchar.eval.sources import (
     FIRST_IDENTITY,
     Clip,
@@ -25,8 +28,6 @@ from streamchar.eval.sources import (
     choose_items,
     reference_frame,
 )
-from streamchar.eval.sync import SyncScore, shifted
-from streamchar.eval.wer import WordErrors
 from tests.engine.small import SMALL, build
 
 SIZE = 48
@@ -42,8 +43,8 @@ def phones(text: str) -> list[Phone]:
     ]
 
 
-class Drawn:
-    """Draw what is asked for, with lips that may be late and a face that may be another's."""
+class Rendered:
+    """Renders items; the lips may be late and the face may be another character's."""
 
     truth = None
 
@@ -56,18 +57,18 @@ class Drawn:
         ]
         identity = item.identity ^ self.other
         video = render(Identity.sample(identity), pose, SIZE, SIZE).permute(0, 2, 3, 1).numpy()
-        # The recogniser below reads the text off the first samples.
+        # The recogniser below reads the text from the first samples.
         audio = np.zeros(FRAMES * 1000, np.float32)
         audio[: len(item.text)] = [ord(character) for character in item.text]
-        return Clip(audio, video, phones(item.text) if not self.late else None, seconds=1.0)
+        return Clip(audio, video, phones(item.text) if not self.late else None, compute_seconds=1.0)
 
 
-class Copied(Drawn):
-    """The same picture a little darker, as a codec might return it."""
+class Copied(Rendered):
+    """A slightly darker picture, as a codec could return it."""
 
     def __init__(self) -> None:
         super().__init__("copy")
-        self.truth = Drawn("truth")
+        self.truth = Rendered("truth")
 
     def make(self, item: Item) -> Clip:
         clip = self.truth.make(item)
@@ -75,7 +76,7 @@ class Copied(Drawn):
 
 
 class Reader:
-    """Hear every word but the last one of everyday sentences."""
+    """Recognises all words except the last one of everyday sentences."""
 
     name = "reader"
 
@@ -85,7 +86,7 @@ class Reader:
 
 
 class Known:
-    """Align to the phones that were drawn, but for one sentence."""
+    """Returns the rendered phones, except for one sentence."""
 
     def align(self, audio: np.ndarray, text: str) -> list[Phone] | None:
         return None if text == ITEMS[1].text else phones(text)
@@ -96,11 +97,11 @@ ITEMS = choose_items(6, identities=2)
 
 @pytest.fixture(scope="module")
 def scores() -> list[SourceScores]:
-    sources = [Drawn("truth"), Copied(), Drawn("late", late=3), Drawn("other", other=1)]
+    sources = [Rendered("truth"), Copied(), Rendered("late", late=3), Rendered("other", other=1)]
     return evaluate_short(sources, ITEMS, [Reader()], Known(), (SIZE, SIZE), identities=2)
 
 
-def test_items_are_everyday_and_unseen_sentences_by_turns() -> None:
+def test_items_alternate_between_everyday_and_unseen_sentences() -> None:
     assert [item.kind for item in ITEMS] == ["everyday", "unseen"] * 3
     assert choose_items(6, identities=2) == ITEMS
     assert len({item.text for item in choose_items(100, 32)}) == 100
@@ -133,13 +134,13 @@ def test_sync_finds_lips_that_are_late_and_its_own_control(scores: list[SourceSc
     assert late.sync_known is None
 
 
-def test_identity_tells_a_character_from_another(scores: list[SourceScores]) -> None:
+def test_identity_distinguishes_characters(scores: list[SourceScores]) -> None:
     assert (scores[0].identity, scores[0].identity_swapped) == (1.0, 0.0)
     assert (scores[3].identity, scores[3].identity_swapped) == (0.0, 1.0)
 
 
-class Stubborn(Drawn):
-    """Always draw the same character, whatever the reference."""
+class Stubborn(Rendered):
+    """Renders the same character for every reference."""
 
     def __init__(self, always: int) -> None:
         super().__init__("stubborn")
@@ -149,13 +150,13 @@ class Stubborn(Drawn):
         return super().make(replace(item, identity=self.always))
 
 
-def test_a_source_that_does_not_look_at_the_reference_is_found_out_when_it_is_swapped() -> None:
+def test_swapping_references_reveals_a_source_that_ignores_them() -> None:
     (score,) = evaluate_short([Stubborn(0)], ITEMS[:1], [Reader()], Known(), (SIZE, SIZE), identities=2)
     assert (score.identity, score.identity_swapped) == (1.0, 1.0)
 
 
-def test_a_character_must_be_told_from_all_of_the_gallery() -> None:
-    # The character that is drawn occurs in no item: it is taken for one that does only where it is not there.
+def test_identity_is_chosen_from_the_whole_gallery() -> None:
+    # No item has the rendered character. It is mistaken for another one only if the gallery lacks it.
     sources = [Stubborn(2)]
     of_two, of_three = (
         evaluate_short(sources, ITEMS[:2], [Reader()], Known(), (SIZE, SIZE), identities=count)[0]
@@ -163,28 +164,28 @@ def test_a_character_must_be_told_from_all_of_the_gallery() -> None:
     )
     assert of_two.identity == 0.5
     assert of_three.identity == 0
-    with pytest.raises(ValueError, match="must be of identities 1000000 to 1000001, got"):
+    with pytest.raises(ValueError, match="must be between 1000000 and 1000001, got"):
         evaluate_short(sources, choose_items(6, 3), [Reader()], Known(), (SIZE, SIZE), identities=2)
 
 
-def test_pictures_are_compared_where_there_is_something_to_compare_with(scores: list[SourceScores]) -> None:
+def test_pictures_are_compared_if_the_source_has_a_truth(scores: list[SourceScores]) -> None:
     assert scores[0].psnr is None
     assert scores[1].psnr == pytest.approx(20 * np.log10(255), abs=0.1)
     assert scores[1].ssim == pytest.approx(1, abs=0.01)
 
 
-def test_speed_is_seconds_of_computing_for_a_second_of_media(scores: list[SourceScores]) -> None:
+def test_rtf_is_seconds_of_computing_per_second_of_media(scores: list[SourceScores]) -> None:
     assert scores[0].rtf == pytest.approx(24 / FRAMES)
 
 
 def wrong(rate: float) -> dict[str, Any]:
-    """Word errors of every kind, as a change to scores."""
+    """Return fields of scores with a word error rate."""
     errors = WordErrors(round(rate * 1000), 0, 0, 1000, rate, rate)
     return {"wer": {"reader": dict.fromkeys(("all", "everyday", "unseen"), errors)}}
 
 
 def in_time(correlation: float) -> dict[str, Any]:
-    """Lips in time, as a change to scores."""
+    """Return fields of scores with lips in time."""
     return {"sync": SyncScore(offset=0, peak=correlation, at_zero=correlation, clips=1)}
 
 
@@ -192,39 +193,39 @@ def test_targets_are_met_by_the_truth_and_missed_by_faults(scores: list[SourceSc
     truth, _, late, other = scores
     assert all(targets(truth, truth).values())
     assert truth.sync is not None
-    said, best = truth.wer["reader"]["all"].rate, truth.sync.at_zero
-    assert not targets(late, truth)["lips within 1 frame"]
+    rate, best = truth.wer["reader"]["all"].rate, truth.sync.at_zero
+    assert not targets(late, truth)["lip offset at most 1 frame"]
     assert not targets(other, truth)["identity at least 95%"]
     for within, over, target in (
-        (wrong(said + 0.09), wrong(said + 0.11), "WER reader within 10 points of ground truth"),
-        (in_time(0.81 * best), in_time(0.79 * best), "correlation at least 0.8 of ground truth's"),
+        (wrong(rate + 0.09), wrong(rate + 0.11), "WER reader within 10 points of ground truth"),
+        (in_time(0.81 * best), in_time(0.79 * best), "lip correlation at least 0.8 of ground truth's"),
         ({"rtf": 0.79}, {"rtf": 0.81}, "RTF below 0.8"),
     ):
         assert targets(replace(truth, **within), truth)[target]
         assert not targets(replace(truth, **over), truth)[target]
-    assert not targets(replace(truth, sync=None), truth)["lips within 1 frame"]
+    assert not targets(replace(truth, sync=None), truth)["lip offset at most 1 frame"]
 
 
-def test_a_student_is_measured_by_its_teacher(scores: list[SourceScores]) -> None:
+def test_a_student_is_compared_with_its_teacher(scores: list[SourceScores]) -> None:
     truth, _, late, other = scores
-    assert all(beside_teacher(truth, truth).values())
-    assert not beside_teacher(late, truth)["correlation within 15% of the teacher's"]
-    assert not beside_teacher(other, truth)["identity within 15% of the teacher's"]
+    assert all(targets_beside_teacher(truth, truth).values())
+    assert not targets_beside_teacher(late, truth)["lip correlation within 15% of the teacher's"]
+    assert not targets_beside_teacher(other, truth)["identity within 15% of the teacher's"]
     target, teacher = "WER reader within 15% of the teacher's", replace(truth, **wrong(0.2))
-    assert beside_teacher(replace(truth, **wrong(0.22)), teacher)[target]
-    assert not beside_teacher(replace(truth, **wrong(0.24)), teacher)[target]
+    assert targets_beside_teacher(replace(truth, **wrong(0.22)), teacher)[target]
+    assert not targets_beside_teacher(replace(truth, **wrong(0.24)), teacher)[target]
 
 
-def test_the_report_is_json_and_a_table_with_a_column_a_source(scores: list[SourceScores]) -> None:
+def test_the_report_is_json_and_a_table_with_a_column_per_source(scores: list[SourceScores]) -> None:
     found = json.loads(json.dumps(as_dict(scores)))
     assert found[0]["wer"]["reader"]["unseen"]["rate"] == 0
-    lines = table_lines(scores)
-    assert lines[0] == ["source", "truth", "copy", "late", "other"]
-    assert ["lips late by", "+0", "+0", "+3", "+0"] in lines
+    rows = table_rows(scores)
+    assert rows[0] == ["source", "truth", "copy", "late", "other"]
+    assert ["lip offset, frames", "+0", "+0", "+3", "+0"] in rows
 
 
 class Hum:
-    """A voice for want of the synthesiser."""
+    """Replaces the synthesiser."""
 
     def say(self, text: str, seed: int = 0) -> object:
         class Said:
@@ -241,38 +242,38 @@ def test_truth_and_round_trip_are_clips_of_one_length_and_size() -> None:
     engine = build()
     original = truth.make(ITEMS[0])
     returned = RoundTrip(truth, engine.vae, engine.vocoder).make(ITEMS[0])
-    # 30 500 samples are 31 frames; the next whole latent ends at 32, the pause at 40.
+    # 30 500 samples are 31 frames; the last latent ends at frame 32 and the pause at frame 40.
     assert original.video.shape == returned.video.shape == (40, 32, 32, 3)
     assert original.audio.shape == returned.audio.shape == (40_000,)
     assert truth.make(ITEMS[0]) is original
 
 
-def test_an_engine_is_a_source_that_says_how_long_it_took() -> None:
+def test_an_engine_is_a_source_that_reports_its_time() -> None:
     clip = Generated("random", build()).make(replace(ITEMS[0], text="Hi."))
     assert len(clip.audio) == 1000 * len(clip.video) > 0
     assert clip.video.shape[1:] == (SMALL.picture.height, SMALL.picture.width, 3)
-    assert clip.seconds is not None
-    assert clip.seconds > 0
+    assert clip.compute_seconds is not None
+    assert clip.compute_seconds > 0
 
 
 def test_a_reference_is_the_neutral_picture() -> None:
     assert reference_frame(5, 32, 48).shape == (32, 48, 3)
 
 
-def test_a_checkpoint_is_called_what_it_is(tmp_path: Path) -> None:
+def test_engines_are_labelled_by_role_or_directory(tmp_path: Path) -> None:
     engine = build()
     steps = engine.preset.sampler.steps
-    assert _label(tmp_path / "run-7" / ".", engine, "") == f"run-7, {steps} steps"
-    assert _label(tmp_path, engine, "teacher") == f"teacher, {steps} steps"
+    assert engine_label(tmp_path / "run-7" / ".", engine, "") == f"run-7, {steps} steps"
+    assert engine_label(tmp_path, engine, "teacher") == f"teacher, {steps} steps"
 
 
 @pytest.mark.parametrize(
     ("out", "problem"), [("none/there.json", "cannot be created"), (".", "is a directory")]
 )
-def test_a_file_that_cannot_be_written_is_refused_before_anything_is_spoken(
+def test_an_unwritable_file_is_refused_before_anything_is_spoken(
     out: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamchar.eval.cli._short", lambda *_: pytest.fail("spoken"))
+    monkeypatch.setattr("streamchar.eval.short.command.score_short", lambda *_: pytest.fail("spoken"))
     done = CliRunner().invoke(app, ["eval", "short", "-o", str(tmp_path / out)])
     assert done.exit_code == 1
     assert problem in " ".join(done.output.split())
@@ -285,7 +286,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     def missing(*_: object) -> None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
-    monkeypatch.setattr("streamchar.eval.cli._short", missing)
+    monkeypatch.setattr("streamchar.eval.short.command.score_short", missing)
     done = CliRunner().invoke(app, ["eval", "short", "-o", str(tmp_path / "short.json")])
     assert done.exit_code == 1
     assert f"{package!r}; pip install 'streamchar[{extra}]'" in done.output.replace("\n", " ")

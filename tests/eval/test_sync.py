@@ -1,40 +1,41 @@
-"""Lip sync: the gap is read from pixels, and a delay that was put in is found again."""
+"""Lip sync: the gap between the lips is read from pixels, and an added delay is measured."""
 
 import numpy as np
 import pytest
 import torch
 
-from streamchar.data.character import Identity, Phone, Pose, animate, render
-from streamchar.data.visemes import mouth_openness
-from streamchar.eval.sync import LipReader, Series, shifted, sync_score
+from streamchar.data.renderer.character import Identity, Phone, Pose, animate, render
+from streamchar.data.renderer.visemes import mouth_openness
+from streamchar.eval.arrays import Values
+from streamchar.eval.metrics.sync import LipReader, shifted, sync_score
 
 SIZE = 64
 FRAMES = 72
 
 
 def phrase(seed: int) -> list[Phone]:
-    """Return phones of uneven length with a pause here and there."""
+    """Return phones of uneven length with occasional pauses."""
     draw = np.random.default_rng(seed)
     ends = np.cumsum(draw.uniform(0.05, 0.2, 40))
     symbols = draw.choice(list("ɑiuptmsʃlnkæOə."), 40)
     return [Phone(str(s), float(a), float(b)) for s, a, b in zip(symbols, [0.0, *ends[:-1]], ends) if b < 3]
 
 
-def drawn(identity: int, seed: int) -> np.ndarray:
+def rendered(identity: int, seed: int) -> np.ndarray:
     pose = animate(phrase(seed), FRAMES, seed)
     return render(Identity.sample(identity), pose, SIZE, SIZE).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
-def clips() -> tuple[list[Series], list[Series]]:
+def clips() -> tuple[list[Values], list[Values]]:
     reader = LipReader(Identity.sample(3), SIZE, SIZE)
-    lips = [reader.read(drawn(3, seed)) for seed in range(4)]
-    asked = [mouth_openness(phrase(seed), FRAMES).double().numpy() for seed in range(4)]
-    return lips, asked
+    lips = [reader.read(rendered(3, seed)) for seed in range(4)]
+    expected = [mouth_openness(phrase(seed), FRAMES).double().numpy() for seed in range(4)]
+    return lips, expected
 
 
 @pytest.mark.parametrize("identity", [0, 7])
-def test_the_gap_of_the_lips_is_read_from_the_pixels(identity: int) -> None:
+def test_the_gap_between_the_lips_is_read_from_pixels(identity: int) -> None:
     pose = animate(phrase(11), FRAMES, 11)
     video = render(Identity.sample(identity), pose, SIZE, SIZE).permute(0, 2, 3, 1).numpy()
     read = LipReader(Identity.sample(identity), SIZE, SIZE).read(video)
@@ -42,20 +43,20 @@ def test_the_gap_of_the_lips_is_read_from_the_pixels(identity: int) -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 5, -8, 2])
-def test_a_delay_that_was_put_in_is_found(clips: tuple[list[Series], list[Series]], delay: int) -> None:
-    lips, asked = clips
-    found = sync_score([shifted(series, delay) for series in lips], asked)
+def test_an_added_delay_is_measured(clips: tuple[list[Values], list[Values]], delay: int) -> None:
+    lips, expected = clips
+    found = sync_score([shifted(gap, delay) for gap in lips], expected)
     assert found.offset == delay
     assert found.peak > 0.85
 
 
-def test_another_clips_sounds_do_not_go_with_the_lips(clips: tuple[list[Series], list[Series]]) -> None:
-    lips, asked = clips
-    assert abs(sync_score(lips, asked[1:] + asked[:1]).at_zero) < 0.4
-    assert sync_score(lips, asked).at_zero > 0.85
+def test_the_sound_of_another_clip_does_not_match_the_lips(clips: tuple[list[Values], list[Values]]) -> None:
+    lips, expected = clips
+    assert abs(sync_score(lips, expected[1:] + expected[:1]).at_zero) < 0.4
+    assert sync_score(lips, expected).at_zero > 0.85
 
 
-def test_a_wide_picture_is_read_as_a_square_one() -> None:
+def test_lips_are_read_from_a_wide_picture() -> None:
     identity = Identity.sample(5)
     pose = animate(phrase(2), FRAMES, 2)
     wide = render(identity, pose, SIZE, 2 * SIZE).permute(0, 2, 3, 1).numpy()

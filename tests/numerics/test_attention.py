@@ -3,30 +3,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.kernels import KernelArgumentError, attention, segment_table
-from streamchar.kernels._compat import INTERPRETED
-from streamchar.kernels.attention import (
-    FP8,
-    AttentionConfig,
-    joint_attention,
-    joint_attention_fp8,
-)
-from streamchar.kernels.attention_torch import joint_attention_reference
-from streamchar.numerics import assert_close
+from streamchar.kernels import KernelArgumentError, joint_attention, joint_attention_fp8, segment_table
+from streamchar.kernels._shared.compat import FP8, INTERPRETED
+from streamchar.kernels._shared.configs import AttentionConfig
+from streamchar.kernels.attention import forward
+from streamchar.kernels.attention.arguments import AttentionArgs
+from streamchar.kernels.attention.interface import operator
+from streamchar.kernels.attention.reference import joint_attention_reference
+from tests.closeness import assert_close
 
 SMALL = AttentionConfig(block_m=32, block_n=32, tail_n=16, num_warps=4, num_stages=1)
-# Exponents reach about 2**4, so an epsilon in a score is some 2**4 epsilons in its probability; below fp32
-# the rounding of probabilities, values and output to the dtype rules, an epsilon together.
+# Exponents reach about 2**4, so an error of one epsilon in a score becomes about 2**4 epsilons in its
+# probability. Below fp32, rounding of probabilities, values and output dominates: one epsilon in total.
 GROWTH = {torch.float32: 16.0, torch.float16: 1.0, torch.bfloat16: 1.0}
-# e4m3 rounds each probability by at most half an epsilon (the interpreter gets 2 % of them wrong by more);
-# the rounding of the inputs is not counted.
+# e4m3 rounds each probability by at most half an epsilon; the interpreter's error is larger for 2 % of them.
+# The rounding of the inputs does not count.
 GROWTH_FP8 = 1.0 if INTERPRETED else 0.5
 
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Make a few dozen tokens span several tiles."""
-    monkeypatch.setattr(attention, "attention_config", lambda dtype, head_dim: SMALL)
+    monkeypatch.setattr(forward, "attention_config", lambda dtype, head_dim: SMALL)
 
 
 def draw(rng, device, dtype, *, batch=1, q_len=37, heads=2, kv_heads=2, head_dim=64, capacity=96):
@@ -50,7 +48,7 @@ def reference(q, k, v, segments):
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_matches_float64_on_ragged_segments_of_two_rows_at_different_points(rng, device, dtype, head_dim):
+def test_matches_float64_on_ragged_segments_of_two_rows(rng, device, dtype, head_dim):
     spans = [[(0, 7), (0, 0), (0, 0), (40, 45), (90, 3)], [(3, 32), (35, 1), (40, 33), (80, 15), (95, 1)]]
     q, k, v = draw(rng, device, dtype, batch=2, head_dim=head_dim)
     poison_outside(k, spans)
@@ -91,7 +89,7 @@ def test_every_output_element_is_written(rng, device):
     segments = segment_table([[(0, 40)], [(1, 33)]], 96, device)
     out = torch.full_like(q, float("nan"))
     lse = torch.full((2, 2, 37), float("nan"), device=device)
-    torch.ops.streamchar.joint_attention(out, lse, q, k, v, segments, None, None, None, 0.125)
+    operator(AttentionArgs(q, k, v, segments, out=out, lse=lse))
     assert torch.isfinite(out).all()
     assert torch.isfinite(lse).all()
 
@@ -112,7 +110,7 @@ def test_a_row_without_keys_gives_zero_and_minus_infinity(rng, device):
     [[[90, 100]], [[-20, 60]], [[96, 5]], [[2**31 - 1, 2**31 - 1]], [[10, -5]], [[-(2**31), 2**31 - 1]]],
     ids=str,
 )
-def test_a_table_corrupted_on_the_device_reads_nothing_outside_the_buffer(rng, device, table):
+def test_a_table_corrupted_on_the_device_stays_in_the_buffer(rng, device, table):
     q, k, v = draw(rng, device, torch.float32)
     big = torch.full((3, *k.shape[1:]), float("nan"), device=device)
     guarded_k, guarded_v = big.clone(), big.clone()
@@ -289,7 +287,7 @@ def test_wrong_arguments_are_named_before_any_work(rng, device, argument, change
     assert error.value.argument == argument
 
 
-def test_a_tensor_off_its_16_byte_boundary_is_refused_before_the_launch(rng, device):
+def test_a_tensor_off_its_16_byte_boundary_is_refused(rng, device):
     q, k, v = draw(rng, device, torch.float32)
     flat = torch.zeros(q.numel() + 1, device=device)
     with pytest.raises(KernelArgumentError, match="q must be aligned to 16 bytes"):
@@ -308,7 +306,7 @@ def test_fp8_rounds_a_misaligned_start_down_alike_on_both_paths(rng, device):
 def test_fp8_names_a_capacity_that_cannot_be_described(rng, device):
     (q8, k8, v8), scales, _ = quantized(rng, device, 64)
     segments = segment_table([[(0, 4)]], 96, device)
-    with pytest.raises(KernelArgumentError, match="multiple of 16 slots in fp8, got 90; pad the memory"):
+    with pytest.raises(KernelArgumentError, match="multiple of 16 slots in fp8, got 90; pad the cache"):
         joint_attention_fp8(
             q8, k8[:, :90].contiguous(), v8[..., :90].contiguous(), segments, *scales, backend="triton"
         )

@@ -1,19 +1,20 @@
-"""Attention that is trained in bf16 on a CPU: by matrix products, with the gradients of the function."""
+"""Attention in bf16 with gradients on a CPU, computed with matrix products."""
 
 import pytest
 import torch
 
 from streamchar.kernels import segment_table
-from streamchar.kernels.attention_torch import _attend_by_row, attend, joint_attention_reference
-from streamchar.numerics import EPSILON, assert_close, relative_error
+from streamchar.kernels.attention.reference import _attend_by_row, attend, joint_attention_reference
+from streamchar.numerics import EPSILON, relative_error
+from tests.closeness import assert_close
 
 CAPACITY, HEAD_DIM = 96, 64
 SCALE = HEAD_DIM**-0.5
 SPANS = [[(0, 7), (0, 0), (40, 45), (90, 3)], [(3, 32), (40, 33), (80, 15), (95, 1)]]
-#: Scores, probabilities and output each round once, by half an epsilon at most. Scores of unit variance turn
-#: their roundings into ones of as many epsilons in the probabilities; three roundings, their largest sum.
+#: Scores, probabilities and output are each rounded once, by at most half an epsilon. For scores of unit
+#: variance, an error in a score becomes an equal relative error in its probability. The bound is the sum.
 FORWARD = 1.5
-#: A gradient passes the probabilities' and the scores' products back: as many roundings once more.
+#: The backward pass goes through the same products, with as many roundings again.
 BACKWARD = 2 * FORWARD
 
 
@@ -33,7 +34,7 @@ def outcome(function, q, k, v, gradient):
 
 @pytest.mark.parametrize("kv_heads", [4, 2], ids=["full", "grouped"])
 def test_output_and_gradients_match_float64(kv_heads, rng, monkeypatch):
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # not taken here
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # must not be called
     q, k, v, gradient = draw(rng, torch.bfloat16, kv_heads)
     segments = segment_table(SPANS, CAPACITY, "cpu")
     out, gradients = outcome(lambda *qkv: attend(*qkv, segments, SCALE), q, k, v, gradient)
@@ -62,7 +63,7 @@ def test_slots_outside_the_segments_are_not_read_and_get_no_gradient(rng):
         assert found[used].any()
 
 
-def test_it_rounds_no_worse_than_the_fused_attention_that_serves(rng):
+def test_the_trained_path_rounds_no_worse_than_the_fused_one(rng):
     q, k, v, _ = draw(rng, torch.bfloat16, 4)
     segments = segment_table(SPANS, CAPACITY, "cpu")
     expected = joint_attention_reference(q.double(), k.double(), v.double(), segments, SCALE)[0]

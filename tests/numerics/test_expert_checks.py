@@ -1,18 +1,16 @@
-"""Arguments of the expert projections that do not fit are refused by name."""
+"""Wrong arguments of the expert projections are refused by name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from streamchar.kernels import KernelArgumentError
-from streamchar.kernels.experts import (
+from streamchar.kernels import (
+    KernelArgumentError,
     expert_down,
-    expert_up,
-)
-from streamchar.kernels.experts_fp8 import (
     expert_down_fp8,
+    expert_up,
     expert_up_fp8,
 )
 from tests.numerics.expert_cases import Case, Fp8Case
@@ -21,6 +19,14 @@ from tests.numerics.expert_cases import Case, Fp8Case
 def misaligned(tensor: torch.Tensor) -> torch.Tensor:
     shifted = tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape)
     return shifted.copy_(tensor)
+
+
+def refused(function: Callable[..., Any], args: dict[str, Any], change: dict[str, Any]) -> str:
+    """Call with the changed arguments and return the name of the one that is refused."""
+    changed = {name: change[name](value) if name in change else value for name, value in args.items()}
+    with pytest.raises(KernelArgumentError) as error:
+        function(**changed, backend="triton")
+    return error.value.argument
 
 
 def bad_up() -> Iterator[Any]:
@@ -61,11 +67,7 @@ def test_up_names_the_argument_it_refuses(
     case = Case(rng, device, torch.bfloat16)
     names = ("w_video", "b_video", "w_audio", "b_audio")
     args = {"x": case.x, "num_video": case.num_video, **dict(zip(names, case.up))}
-    for name, changed in change.items():
-        args[name] = changed(args[name])
-    with pytest.raises(KernelArgumentError) as error:
-        expert_up(**args, backend="triton")
-    assert error.value.argument == argument
+    assert refused(expert_up, args, change) == argument
 
 
 def bad_down() -> Iterator[Any]:
@@ -112,11 +114,7 @@ def test_down_names_the_argument_it_refuses(
     names = ("h_video", "h_audio", "w_video", "b_video", "w_audio", "b_audio")
     args = dict(zip(names, (*case.h, *case.down)))
     args |= {"residual": case.residual, "gate": case.gate, "row_index": case.row_index}
-    for name, changed in change.items():
-        args[name] = changed(args[name])
-    with pytest.raises(KernelArgumentError) as error:
-        expert_down(**args, backend="triton")
-    assert error.value.argument == argument
+    assert refused(expert_down, args, change) == argument
 
 
 @pytest.mark.parametrize(

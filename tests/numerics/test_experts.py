@@ -6,24 +6,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.kernels import BackendUnavailableError, KernelArgumentError, experts
-from streamchar.kernels._compat import FP8
-from streamchar.kernels.configs import GemmConfig
-from streamchar.kernels.experts import (
-    expert_down,
-    expert_up,
-)
-from streamchar.numerics import assert_close
+from streamchar.kernels import BackendUnavailableError, KernelArgumentError, expert_down, expert_up
+from streamchar.kernels._shared.compat import FP8
+from streamchar.kernels._shared.configs import GemmConfig
+from streamchar.kernels.experts import forward, interface
+from streamchar.kernels.experts.interface import operator
+from tests.closeness import assert_close
 from tests.numerics.expert_cases import Case, Fp8Case
 
-# Small enough that every test has several tiles in each direction, and steps of two kinds: whole and partial.
+# Small enough that every test has several tiles in each direction, and both whole and partial steps.
 TILE = GemmConfig(16, 32, 32, group_m=2, num_warps=4, num_stages=2)
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hand out NaN instead of whatever memory held, so that an element nobody writes is seen."""
+    """Fill new tensors with NaN, so that an element that is never written is noticed."""
     empty = torch.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -39,19 +37,20 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_config(monkeypatch: pytest.MonkeyPatch, config: GemmConfig) -> None:
-    monkeypatch.setattr(experts, "gemm_config", lambda *args: config)
+    monkeypatch.setattr(forward, "gemm_config", lambda *args: config)
 
 
 def fp32_growth(k: int) -> float:
-    # A sum of k products of random sign rounds to half an epsilon of its partial sums k times: sqrt(k) / 2 of
-    # the result. Bias, the six operations of GELU or gate and residual, and the store add one each at most.
+    # A sum of k products of random sign is rounded k times, each by half an epsilon of the partial sum. This
+    # adds up to sqrt(k) / 2 of the result. Bias, the six operations of GELU or gate and residual, and the
+    # store add at most one each.
     return 0.5 * k**0.5 + 8
 
 
-# Results are summed in fp32 and rounded once: half an epsilon, or one where the interpreter truncates.
+# Results are summed in fp32 and rounded once: half an epsilon, or one if the interpreter truncates.
 ONE_ROUNDING = 1.0
-# The library rounds the product, then the activation or the sum: two roundings, the first one carried on with
-# a slope of GELU of at most 1.13, or the gate's.
+# The library rounds the product, then the activation or the sum. The first error is multiplied by the slope
+# of GELU, at most 1.13, or by the gate.
 TWO_ROUNDINGS = 2.0
 
 
@@ -149,7 +148,7 @@ def test_every_tiling_gives_the_same_result(
 
 def test_the_wide_tile_matches_over_several_tiles(rng: torch.Generator, device: torch.device) -> None:
     # 300 rows and 520 columns: two whole tiles and a part, either way.
-    config = experts.gemm_config(torch.bfloat16, 2048, 14336, 3072)
+    config = forward.gemm_config(torch.bfloat16, 2048, 14336, 3072)
     assert (config.block_m, config.block_n) == (128, 256)
     case = Case(rng, device, torch.bfloat16, batch=1, video=300, audio=20, widths=(72, 520, 264))
     with pytest.MonkeyPatch.context() as patch:
@@ -170,13 +169,13 @@ def test_the_number_of_programs_changes_nothing(
     case = Case(rng, device, torch.float32)
     expected = (*case.run_up(), case.run_down())
     properties = SimpleNamespace(multi_processor_count=programs)
-    monkeypatch.setattr(experts, "_INTERPRETED_SMS", programs)
+    monkeypatch.setattr(forward, "_INTERPRETED_SMS", programs)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     for out, before in zip((*case.run_up(), case.run_down()), expected):
         assert torch.equal(out, before)
 
 
-def test_tokens_of_the_other_expert_and_of_other_batch_rows_do_not_leak(
+def test_other_experts_and_other_batch_rows_do_not_leak(
     rng: torch.Generator, device: torch.device, small_tiles: None
 ) -> None:
     case = Case(rng, device, torch.bfloat16)
@@ -207,9 +206,8 @@ def test_nothing_is_written_outside_the_outputs(
 
     references = (*case.up_reference(), case.down_reference())
     (m_video, video), (m_audio, audio), (m_out, out) = (guarded(each) for each in references)
-    experts.experts_op(video, audio, case.x, None, *case.up)
-    gating = (case.residual, case.gate, case.row_index)
-    experts.experts_op(out, None, *case.h, *case.down, None, None, None, None, *gating)
+    operator(case.up_args._replace(out_video=video, out_audio=audio))
+    operator(case.down_args._replace(out_video=out))
     for memory, result, reference in zip((m_video, m_audio, m_out), (video, audio, out), references):
         assert_close(result, reference, torch.float32, fp32_growth(104))
         assert torch.isinf(memory[:guard]).all()
@@ -292,16 +290,16 @@ def test_triton_refuses_to_lose_a_gradient(rng: torch.Generator, device: torch.d
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[str]:
-    """Let ``auto`` believe in a GPU wherever the test runs; return a list that grows with every launch."""
+    """Make ``auto`` choose as on a GPU; return a list that grows with every launch."""
     launches: list[str] = []
-    launch = experts._launch
+    launch = operator.launch
 
-    def counted(*args: Any) -> Any:
+    def counted(args: Any) -> Any:
         launches.append("triton")
-        return launch(*args)
+        return launch(args)
 
-    monkeypatch.setattr(experts, "_launch", counted)
-    monkeypatch.setattr(experts, "use_triton", lambda backend, *tensors: True)
+    monkeypatch.setattr(operator, "launch", counted)
+    monkeypatch.setattr(interface, "use_triton", lambda backend, *tensors: True)
     if device.type == "cpu":
         properties = SimpleNamespace(name="a GPU", multi_processor_count=4)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
@@ -321,10 +319,10 @@ def test_auto_on_cuda_takes_what_was_measured(
 
     def recorded(*key: Any) -> tuple[Any, ...]:
         asked.append(key[:4])
-        # Rows count over the batch: those of one batch row would pick the other entry.
+        # Rows are counted over the whole batch; those of one batch row would pick the other entry.
         return (21, 18, other), (42, 36, choice)
 
-    monkeypatch.setattr(experts, "measured", recorded)
+    monkeypatch.setattr(interface, "measured", recorded)
     case = Fp8Case(rng, device)
     calls = (case.run_up("auto"), case.run_down("auto"), case.run_up8("auto"), case.run_down8("auto"))
     assert len(launched) == (4 if choice == "triton" else 0)
@@ -346,7 +344,7 @@ def test_auto_is_chosen_again_when_a_compiled_call_has_other_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entries = ((9, 3, "triton"), (7, 5, "cublas"))
-    monkeypatch.setattr(experts, "measured", lambda *key: entries)
+    monkeypatch.setattr(interface, "measured", lambda *key: entries)
     case = Case(rng, device, torch.float32, batch=1, video=9, audio=3)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -373,23 +371,24 @@ def test_compiled_without_a_graph_break_gives_the_same(
         assert torch.equal(out, eager)
 
 
-def test_the_registered_op_is_described_rightly(
+def test_custom_op_is_registered_correctly(
     rng: torch.Generator, device: torch.device, small_tiles: None
 ) -> None:
     case = Case(rng, device, torch.float32, video=9, audio=3)
     video, audio = (torch.zeros_like(each, dtype=torch.float32) for each in case.up_reference())
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(experts.experts_op, (video, audio, case.x, None, *case.up), test_utils=checks)
+    args = tuple(case.up_args._replace(out_video=video, out_audio=audio))
+    torch.library.opcheck(operator.registered, args, test_utils=checks)
 
 
 def test_every_shipped_launch_fits_the_hopper_it_is_meant_for() -> None:
-    launches = experts.shipped()
+    launches = forward.shipped()
     assert {name.split()[-1] for name in launches} == {"bf16", "fp16", "fp8"}
     for name, launch in launches.items():
         args = launch.args
         step = (
             (args["BLOCK_M"] + args["BLOCK_N"]) * args["BLOCK_K"] * args["w_video_desc"].base.element_size()
         )
-        # 227 KB a program at most, and two programs on a multiprocessor where the grid counts on it.
+        # At most 227 KB a program, and two programs on a multiprocessor if the grid assumes it.
         blocks = -(-launch.grid[0] // 132)
         assert step * launch.num_stages * blocks <= 227 * 1024, name

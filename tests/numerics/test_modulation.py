@@ -7,26 +7,27 @@ from streamchar.kernels import (
     KernelArgumentError,
     gated_norm_modulate,
     gated_norm_modulate_fp8,
-    modulation,
     norm_modulate,
     norm_modulate_fp8,
     quantize_fp8,
 )
-from streamchar.kernels._compat import FP8, INTERPRETED
-from streamchar.kernels.modulation import modulation_reference
-from streamchar.numerics import assert_close, relative_error
+from streamchar.kernels._shared.compat import FP8, INTERPRETED
+from streamchar.kernels.modulation.arguments import ModulationArgs
+from streamchar.kernels.modulation.reference import modulation_reference
+from streamchar.numerics import relative_error
+from tests.closeness import assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Results are rounded once: half an epsilon, or a whole one where the interpreter truncates. In fp32 the mean
-# of d squares and the root add a few more.
+# Results are rounded once: half an epsilon, or one if the interpreter truncates. In fp32 the mean of d
+# squares and the root add a few more.
 GROWTH = {torch.float32: 8.0, torch.float16: 1.0, torch.bfloat16: 1.0}
-# One rounding to e4m3; the interpreter gets 2 % of the values wrong by more.
+# One rounding to e4m3; the interpreter's error is larger for 2 % of the values.
 GROWTH_FP8 = 1.0 if INTERPRETED else 0.5
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_allocations(monkeypatch):
-    """Hand out NaN where the family allocates its outputs."""
+    """Fill the outputs that the family allocates with NaN."""
     empty = torch.empty
 
     def poisoned(*args, **kwargs):
@@ -37,12 +38,12 @@ def _poisoned_allocations(monkeypatch):
             fresh.fill_(float("nan"))
         return fresh
 
-    monkeypatch.setattr(modulation.torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 def draw(rng, device, dtype, *, batch=2, tokens=5, dim=200, rows=3):
     x, branch = (torch.randn((batch, tokens, dim), generator=rng).to(device, dtype) for _ in "xb")
-    # One table with six vectors a row, as adaLN-single makes it: the three used here are strided views.
+    # One table with six vectors a row, as in adaLN-single; the three used here are strided views.
     table = torch.randn((batch, rows, 6, dim), generator=rng).to(device)
     gate, scale, shift = table[:, :, 0], table[:, :, 2], table[:, :, 5]
     index = torch.randint(0, rows, (batch, tokens), generator=rng, dtype=torch.int32).to(device)
@@ -51,7 +52,7 @@ def draw(rng, device, dtype, *, batch=2, tokens=5, dim=200, rows=3):
 
 def reference(x, branch, gate, scale, shift, index, norm):
     wide = [None if each is None else each.double() for each in (x, branch, gate, scale, shift)]
-    return modulation_reference(*wide, index, norm=norm)
+    return modulation_reference(ModulationArgs(*wide, index, norm))
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer", "none"])
@@ -111,7 +112,7 @@ def test_fp8_output_is_the_modulated_token_over_its_own_scale(rng, device, backe
 
 
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_quantize_keeps_each_token_on_its_own_scale_and_survives_zeros(rng, device, backend):
+def test_quantize_scales_each_token_and_survives_zeros(rng, device, backend):
     x = torch.randn((2, 4, 100), generator=rng).to(device)
     x *= torch.tensor([1e-6, 1.0, 1e4, 0.0], device=device)[None, :, None]
     values, token_scale = quantize_fp8(x, backend=backend)

@@ -1,4 +1,4 @@
-"""The random generator: integers bit for bit, normals to fp32 rounding, streams that never meet."""
+"""The random generator: exact integers, normals to fp32 rounding, independent streams."""
 
 import itertools
 import math
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.kernels._compat import tl, triton
-from streamchar.kernels.philox import (
+from streamchar.kernels._shared.compat import tl, triton
+from streamchar.kernels._shared.philox import (
     AUDIO,
     _normal_pair,
     philox4x32,
@@ -17,7 +17,7 @@ from streamchar.kernels.philox import (
     philox_normal_reference,
     philox_reference,
 )
-from streamchar.numerics import assert_close
+from tests.closeness import assert_close
 
 # The published test vectors of Philox4x32-10: counter, key, output.
 VECTORS = [
@@ -112,13 +112,13 @@ def test_kernel_normals_equal_the_float64_reference(seed: int, chunk: int, draw:
 def test_reference_in_float32_equals_float64_to_rounding() -> None:
     rows = torch.tensor([5, -6]), torch.tensor([7, 8]), torch.tensor([1, 2])
     wide = philox_normal_reference(*rows, 0, 1001, torch.float64)
-    # As above; the angle here runs up to 2 pi, so that its rounding counts for up to pi epsilons.
+    # As above, but the angle is up to 2 pi, so its rounding adds up to pi epsilons.
     assert_close(philox_normal_reference(*rows, 0, 1001), wide, torch.float32, 4.0 + math.pi)
 
 
 def test_extreme_words_give_finite_normals(device: torch.device) -> None:
     top = 2**32 - 1
-    # Every quarter turn and both sides of it, at the smallest and the largest radius.
+    # Every quarter turn and its neighbours, at the smallest and the largest radius.
     angles = [0, 1, 2**29, 2**29 - 1, 2**30, 2**31, 3 * 2**30, 7 * 2**29, top - 1, top]
     words = torch.tensor([(r, a) for r in (0, 1, 2**31, top - 255, top) for a in angles])
     words = torch.cat((words, words[:14]))
@@ -165,7 +165,7 @@ def test_streams_are_independent(other: dict[str, int]) -> None:
 
 
 def test_no_two_streams_share_a_number() -> None:
-    # Values that would collide if two fields overlapped or if a high half were dropped.
+    # Values that would collide if two fields overlapped or a high half was dropped.
     wide = (0, 1, 2, 2**31, 2**32, 2**32 + 1, -1)
     streams = list(itertools.product(wide, wide, (0, 1, 2, 4), (0, 1)))
     seeds, chunks, draws, modalities = (torch.tensor(column) for column in zip(*streams))

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamchar.kernels import KernelArgumentError
-from streamchar.kernels.rope import audio_positions, rope_tables, video_positions
-from streamchar.numerics import assert_close
+from streamchar.kernels._shared.rope import audio_positions, rope_tables, video_positions
+from tests.closeness import assert_close
 
 FP32, FP64 = torch.float32, torch.float64
 
 
 def angles(positions: torch.Tensor, pairs: tuple[int, int, int], theta: float) -> torch.Tensor:
-    """Write the angles out one by one."""
+    """Compute the angles one by one."""
     rows = []
     for position in positions.tolist():
         row = [p * theta ** (-i / count) for p, count in zip(position, pairs) for i in range(count)]
@@ -46,7 +46,7 @@ def test_tables_equal_angles_in_float64(
     )
     assert cos.dtype == sin.dtype == FP32
     assert cos.shape == sin.shape == (tokens, sum(pairs))
-    # One rounding, to nearest: half an epsilon. An angle formed in fp32 near 1000 would be 250 times worse.
+    # One rounding to nearest: half an epsilon. With fp32 angles near 1000 it would be 250 times larger.
     angle = angles(positions, pairs, theta).reshape(tokens, sum(pairs))
     assert_close(cos, angle.cos(), FP32, 0.5)
     assert_close(sin, angle.sin(), FP32, 0.5)
@@ -99,7 +99,7 @@ def test_small_videos_keep_their_shape(shape: tuple[int, int, int]) -> None:
     assert video_positions(*shape).shape == (shape[0] * shape[1] * shape[2], 3)
 
 
-def test_audio_tokens_stand_at_the_time_of_their_picture() -> None:
+def test_audio_tokens_have_the_time_of_their_picture() -> None:
     positions = audio_positions(8, 4, first_frame=-1)
     assert positions.dtype == FP64
     assert positions[:, 0].tolist() == [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75]

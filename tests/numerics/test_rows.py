@@ -1,9 +1,9 @@
-"""Rows that tokens read: broadcast where a host can see that they agree, gathered where not."""
+"""Rows of tokens: one broadcast row if the host can see that the tokens agree, otherwise gathered."""
 
 import pytest
 import torch
 
-from streamchar.kernels._rows import rows_of_tokens
+from streamchar.kernels._shared.rows import rows_of_tokens
 
 
 def by_loop(rows, index):
@@ -36,13 +36,13 @@ def test_tokens_that_agree_share_one_row():
     assert rows_of_tokens(rows, index).shape == (2, 3, 5)
 
 
-def test_indices_outside_are_held_to_the_rows_there_are():
+def test_indices_outside_the_table_are_clamped():
     rows = torch.randn(1, 3, 5)
     assert torch.equal(rows_of_tokens(rows, torch.tensor([[-4, 9]])), rows[:, [0, 2]])
     assert torch.equal(rows_of_tokens(rows, torch.tensor([[7, 9]])), rows[:, 2:])
 
 
-def test_no_tokens_read_nothing():
+def test_no_tokens_give_an_empty_result():
     assert rows_of_tokens(torch.randn(2, 3, 5), torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 5)
 
 

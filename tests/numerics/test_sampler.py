@@ -1,4 +1,4 @@
-"""Few-step sampler update: both modes, guidance, device-side schedule, noise."""
+"""Few-step sampler: both modes, guidance, the schedule on the device, noise."""
 
 from typing import Any
 
@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamchar.kernels import BackendUnavailableError, KernelArgumentError
-from streamchar.kernels.philox import philox_normal_reference
-from streamchar.kernels.sampler import sampler_noise, sampler_step, sampler_step_reference
-from streamchar.numerics import EPSILON, assert_close
+from streamchar.kernels import BackendUnavailableError, KernelArgumentError, sampler_noise, sampler_step
+from streamchar.kernels._shared.philox import philox_normal_reference
+from streamchar.kernels.sampler.arguments import SamplerArgs
+from streamchar.kernels.sampler.interface import operator
+from streamchar.kernels.sampler.reference import sampler_step_reference
+from streamchar.numerics import EPSILON
+from tests.closeness import assert_close
 
 NAN = float("nan")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -20,7 +23,7 @@ GROWTH = 12.0
 
 
 def guarded(values: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put ``values`` in the middle of a buffer of NaN; return the view and the buffer."""
+    """Place ``values`` in the middle of a buffer of NaN; return the view and the buffer."""
     buffer = torch.full((values.numel() + 64,), NAN, dtype=values.dtype, device=device)
     view = buffer[32 : 32 + values.numel()].view(values.shape)
     view.copy_(values)
@@ -59,16 +62,16 @@ def make(
 
 def expected(case: dict[str, Any], mode: str) -> tuple[torch.Tensor, torch.Tensor]:
     wide = {k: t.cpu().double() if t.is_floating_point() else t.cpu() for k, t in case.items()}
-    return sampler_step_reference(**wide, mode=mode)
+    return sampler_step_reference(SamplerArgs(**wide, update=mode))
 
 
 def check(case: dict[str, Any], mode: str = "renoise", backend: str = "triton") -> None:
-    """Run the step in place and compare with float64; the latents are then the new ones."""
+    """Run the step in place and compare with float64. Updates the latents of ``case``."""
     reference = expected(case, mode)
     sampler_step(**case, mode=mode, backend=backend)
     for name, want in zip(("x_video", "x_audio"), reference):
         x = case[name]
-        # A 2-byte result adds its own rounding, one epsilon where the store truncates.
+        # A 2-byte result is rounded once more, by one epsilon if the store truncates.
         growth = GROWTH if x.dtype == FP32 else 1.0 + GROWTH * EPSILON[FP32] / EPSILON[x.dtype]
         assert_close(x, want, x.dtype, growth)
 
@@ -127,7 +130,7 @@ def test_memory_around_the_latents_is_neither_read_nor_written(
 def test_steps_outside_the_schedule_are_clamped(
     mode: str, backend: str, device: torch.device, rng: torch.Generator
 ) -> None:
-    # The schedule stands between NaN: reading beside it would show.
+    # The schedule is surrounded by NaN, so that a read outside is noticed.
     case = make(rng, device, step=(-3, 99))
     inside = {**case, "step": torch.tensor([0, 3], dtype=torch.int32)}
     reference = expected(inside, mode)
@@ -183,14 +186,14 @@ def test_initial_noise_equals_reference(dtype: torch.dtype, backend: str, device
     for modality, x in enumerate((video, audio)):
         draw = torch.zeros(2, dtype=torch.int32)
         want = philox_normal_reference(seed.cpu(), chunk.cpu(), draw, modality, x[0].numel(), torch.float64)
-        # fp32: the normals of test_philox, with its torch path's angle; else one truncation.
+        # In fp32 the bound of test_philox for the PyTorch path; otherwise one truncation.
         assert_close(x, want.view(x.shape), dtype, 8.0 if dtype == FP32 else 1.001)
     for buffer in (video_buffer, audio_buffer):
         assert buffer[:32].isnan().all()
         assert buffer[-32:].isnan().all()
 
 
-def test_noise_depends_on_the_row_s_keys_and_not_on_the_batch(device: torch.device) -> None:
+def test_noise_of_a_row_does_not_depend_on_the_batch(device: torch.device) -> None:
     def noise(seeds: list[int], chunks: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         video, audio = (torch.full((len(seeds), n), NAN, device=device) for n in (70, 70))
         sampler_noise(
@@ -215,7 +218,7 @@ def test_each_step_draws_noise_of_its_own(device: torch.device) -> None:
     zeros = torch.zeros(4, 64, device=device)
     seed, chunk = torch.full((4,), 3, device=device), torch.zeros(4, dtype=torch.int64, device=device)
     video, audio, start_video, start_audio = (zeros.clone() for _ in range(4))
-    # At a constant level of 1 the step returns its noise alone.
+    # At a constant noise level of 1 the step returns only its noise.
     step, sigmas = torch.arange(4, dtype=torch.int32, device=device), torch.ones(5, device=device)
     sampler_step(video, audio, zeros, zeros, sigmas, step, seed, chunk, backend="triton")
     sampler_noise(start_video, start_audio, seed, chunk, backend="triton")
@@ -262,12 +265,8 @@ def test_compiles_as_one_graph(backend: str, device: torch.device, rng: torch.Ge
 
 
 def test_custom_op_is_registered_correctly(device: torch.device, rng: torch.Generator) -> None:
-    from streamchar.kernels.sampler import _sampler_op
-
-    case = make(rng, device, guided=True)
-    order = "x_video x_audio v_video v_audio v_video_uncond v_audio_uncond sigmas step seed chunk guidance"
-    args = tuple(case[name] for name in order.split())
-    torch.library.opcheck(_sampler_op, (*args, "renoise"), test_utils=("test_schema", "test_faketensor"))
+    args = tuple(SamplerArgs(**make(rng, device, guided=True)))
+    torch.library.opcheck(operator.registered, args, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-"""A stand-in for the joint model and the speech model: the best velocity of Gaussian data, in closed form."""
+"""Stand-ins for the models: the optimal velocity of Gaussian data, in closed form."""
 
 from types import SimpleNamespace
 
 import torch
 
-from streamchar.memory import KVMemory
+from streamchar.model.kv_cache import KVCache
 from streamchar.train.batches import SpeechBatch
 from streamchar.train.joint import JointBatch
-from tests.train.test_stages import MINIATURE
+from tests.train.miniature import MINIATURE
 
 CHUNK, PICTURE = MINIATURE.chunk, MINIATURE.picture
 
@@ -24,20 +24,20 @@ def best_velocity(x, sigma, mean, std):
 
 
 def least_error(sigma, std):
-    """Return the variance of eps - z given x: the mean squared error that the best velocity has."""
+    """Return the variance of eps - z given x, which is the mean squared error of the best velocity."""
     return std**2 / ((1 - sigma) ** 2 * std**2 + sigma**2)
 
 
 class Gaussian:
-    """Has the parts of a joint model that :func:`streamchar.train.joint.velocities` calls.
+    """A joint model of Gaussian data, with the parts that :func:`streamchar.train.joint.velocities` calls.
 
     Args:
-        video: mean and standard deviation of its video latents.
-        audio: of its audio latents.
-        silent: mean of the audio of a row that has nothing to say.
+        video: mean and standard deviation of the video latents.
+        audio: mean and standard deviation of the audio latents.
+        silent: mean of the audio latents in rows without text; by default that of ``audio``.
 
     Attributes:
-        sigmas: noise levels that it was asked for, flat, in order.
+        sigmas: all noise levels that the model was called with, flat, in order.
     """
 
     def __init__(self, video, audio, silent=None):
@@ -45,22 +45,22 @@ class Gaussian:
         self.sigmas = torch.empty(0)
         self.dit = SimpleNamespace(modulation=self.modulation, commit=lambda *_: None, step=self.step)
 
-    def orchestrator(self, text_ids, text_lengths, history, history_lengths, x_audio, sigmas, progress):
-        """Hand on the mean of each row's sound as its condition."""
-        mean = torch.where(text_lengths > 0, self.audio[0], self.silent)
+    def orchestrator(self, prefix, x_audio, sigmas):
+        """Return the mean of each row's audio as its condition."""
+        mean = torch.where(prefix.text_lengths > 0, self.audio[0], self.silent)
         return mean[:, None].expand(sigmas.shape), None
 
     def modulation(self, sigmas):
         self.sigmas = torch.cat((self.sigmas, sigmas))
         return sigmas
 
-    def step(self, x_video, x_audio, conditions, step, modulation, memory):
+    def step(self, x_video, x_audio, conditions, step, modulation, cache):
         sigma, means = modulation[step.long()], conditions.reshape(-1, 1, 1)
         return best_velocity(x_video, sigma, *self.video), best_velocity(x_audio, sigma, means, self.audio[1])
 
 
-class Forgetful(KVMemory):
-    """A memory that is told what is valid and holds nothing."""
+class EmptyCache(KVCache):
+    """A cache that stores nothing."""
 
     def __init__(self):
         pass
@@ -70,7 +70,7 @@ class Forgetful(KVMemory):
 
 
 def joint_data(rows, video, audio, rng):
-    """Return a batch of chunks drawn from Gaussians of these means and deviations, all with text."""
+    """Draw a batch of chunks with text from Gaussians of these means and standard deviations."""
     size = PICTURE.channels, *PICTURE.latent_size
     zeros = torch.zeros(rows, 1, *size)
     text, channels = MINIATURE.orchestrator.transcript_tokens, MINIATURE.dit.audio_channels

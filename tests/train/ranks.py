@@ -1,4 +1,4 @@
-"""Two processes that train together, and the stages that they and a single one are compared on."""
+"""Two processes that train together, and stages to compare them with a single process on."""
 
 import json
 import multiprocessing
@@ -16,14 +16,15 @@ from torch import nn
 
 from streamchar.config import Preset, preset
 from streamchar.data.corpus import CorpusConfig, build_corpus
-from streamchar.memory import KVMemory
-from streamchar.model import JointDiT
-from streamchar.train import orchestrator, rollout, student, teacher
-from streamchar.train.joint import JointModel, VideoLatents
-from streamchar.train.loop import LoopConfig, Stage, Trained, run
-from streamchar.train.parallel import means, processes, randn, rank
-from streamchar.train.sharding import Shardable, shard_layers
+from streamchar.model.dit import JointDiT
+from streamchar.model.kv_cache import KVCache
+from streamchar.train.distributed.parallel import mean_over_ranks, process_group, randn, rank
+from streamchar.train.distributed.sharding import Shardable, shard_layers
+from streamchar.train.joint import JointModel
+from streamchar.train.loop import LoopConfig, Stage, Trainable, run
+from streamchar.train.stages import orchestrator, rollout, student, teacher
 from tests.engine.small import SMALL
+from tests.train.miniature import SilenceListener, random_data
 
 PRESET = replace(
     SMALL,
@@ -34,21 +35,12 @@ PRESET = replace(
 CORPUS = CorpusConfig(hours=0.006, sentences=(1, 2))
 STEPS = 4
 CPU = torch.device("cpu")
-#: A hang must fail the test, not stop the suite.
+#: Seconds after which a hanging process fails the test.
 TIMEOUT = 300.0
 
 
-class Listener(nn.Module):
-    """Hears silence, token 0, whatever the latents are."""
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        heard = torch.full((*latents.shape[:2], PRESET.orchestrator.vocabulary), -20.0)
-        heard[..., 0] = 0.0
-        return heard
-
-
 class Net(Shardable):
-    """A network in fp32 whose rows do not divide by two, called through a method of its own."""
+    """A network in fp32 with an odd number of rows, called through a method other than forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +59,7 @@ class Net(Shardable):
 
 
 class NetStage(Stage):
-    """Learn a map of random inputs."""
+    """Trains :class:`Net` on random inputs."""
 
     name = "net"
 
@@ -75,57 +67,50 @@ class NetStage(Stage):
         super().__init__(config, {})
         torch.manual_seed(0)
         self.net = Net()
-        self.trained = {"net": Trained(self.net, config)}
+        self.trainables = {"net": Trainable(self.net, config)}
 
     def update(self, step: int, generator: torch.Generator) -> dict[str, float]:
         x = randn((self.config.batch, 3), generator)
         loss = (self.net.predict(x) - x.prod(1, keepdim=True)).square().mean()
-        return {"loss": loss.item(), "norm": self.trained["net"].update(loss, step)}
+        return {"loss": loss.item(), "norm": self.trainables["net"].update(loss, step)}
 
 
 def build(name: str, config: LoopConfig, corpus_directory: Path) -> Stage:
-    """Return a stage of the miniature, the same whoever builds it."""
+    """Build a stage at :data:`PRESET`; every process builds the same one."""
     if name == "net":
         return NetStage(config)
     corpus = build_corpus(corpus_directory, CORPUS)
-    generator = torch.Generator().manual_seed(0)
-    audio = torch.randn(int(corpus.frames.sum()), PRESET.dit.audio_channels, generator=generator)
-    bounds = [0]
-    for recording in corpus:
-        bounds.append(bounds[-1] + recording.frames // PRESET.picture.temporal_stride + 1)
-    channels = PRESET.picture.channels
-    latents = torch.randn(bounds[-1], channels, *PRESET.picture.latent_size, generator=generator)
-    video = VideoLatents(latents.half(), bounds, torch.zeros(channels), torch.ones(channels))
+    data = random_data(PRESET, corpus, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model = JointModel(PRESET)
     if name == "orchestrator":
-        return orchestrator.OrchestratorStage(PRESET, corpus, audio, CPU, config)
+        return orchestrator.OrchestratorStage(PRESET, data, CPU, config)
     if name == "student":
-        return student.StudentStage(PRESET, corpus, audio, video, model, CPU, config)
+        return student.StudentStage(PRESET, data, model, CPU, config)
     if name == "rollout":
-        models = model, model, model
-        return rollout.RolloutStage(PRESET, corpus, audio, video, *models, Listener(), CPU, config)
+        aligner = SilenceListener(PRESET.orchestrator.vocabulary)
+        return rollout.RolloutStage(PRESET, data, model, model, model, aligner, CPU, config)
     velocity = nn.Linear(PRESET.orchestrator.dim, PRESET.dit.audio_channels)
-    return teacher.TeacherStage(PRESET, corpus, audio, video, (model.orchestrator, velocity), CPU, config)
+    return teacher.TeacherStage(PRESET, data, (model.orchestrator, velocity), CPU, config)
 
 
 @contextmanager
 def in_fp32() -> Iterator[None]:
-    """Build joint stages in fp32 instead of bf16, whose rounding hides what two processes do differently."""
+    """Build joint stages in fp32; the rounding of bf16 would hide differences between process counts."""
 
-    def wide(preset: Preset, batch: int, device: torch.device, _: torch.dtype) -> KVMemory:
-        return KVMemory(preset, batch, device, torch.float32)
+    def wide(preset: Preset, batch: int, device: torch.device, _: torch.dtype) -> KVCache:
+        return KVCache(preset, batch, device, torch.float32)
 
     with (
         patch.object(JointDiT, "bfloat16", lambda self: self),
-        patch.object(teacher, "KVMemory", wide),
-        patch.object(student, "KVMemory", wide),
+        patch.object(teacher, "KVCache", wide),
+        patch.object(student, "KVCache", wide),
     ):
         yield
 
 
 def config(name: str, batch: int, shard: bool, narrow: bool) -> LoopConfig:
-    # Muon computes in bf16, which would hide as much in the larger networks.
+    # Muon computes in bf16, which would hide differences in the larger networks too.
     muon = {"matrix_lr": 1e-2} if name == "net" or narrow else {}
     return LoopConfig(steps=STEPS, lr=1e-3, batch=batch, warmup=1, ema=0.9, log_steps=1, shard=shard, **muon)
 
@@ -140,10 +125,10 @@ def train(
     narrow: bool = False,
     unbroken: bool = False,
 ) -> None:
-    """Train a stage, by default ended after its first step and gone on with by a stage built anew.
+    """Train a stage; unless ``unbroken``, stop after the first step and resume with a newly built stage.
 
-    A copy of that first state stays beside it. What every step logs, averaged over processes, is left in
-    curve.json.
+    The state after the first step is copied to :func:`first_of`. The values that every step logs, averaged
+    over processes, are written to curve.json.
     """
     curve = []
 
@@ -154,7 +139,9 @@ def train(
 
         def recorded(step: int, generator: torch.Generator) -> dict[str, float]:
             logged = update(step, generator)
-            curve.append({"step": step, **dict(zip(logged, means([*logged.values()]), strict=True))})
+            curve.append(
+                {"step": step, **dict(zip(logged, mean_over_ranks([*logged.values()]), strict=True))}
+            )
             return logged
 
         stage.update = recorded
@@ -172,12 +159,12 @@ def train(
 
 
 def first_of(directory: Path) -> Path:
-    """Return where runs in a directory leave their states after the first step."""
+    """Return the directory with the states after the first step of the runs in ``directory``."""
     return directory.with_name(f"first step of {directory.name}")
 
 
 def work(number: int, port: int, tasks: list[tuple], corpus: Path) -> None:
-    """Be one of two processes, and train one task after another."""
+    """Run all tasks as one of two processes."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(number),
@@ -186,14 +173,14 @@ def work(number: int, port: int, tasks: list[tuple], corpus: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with processes(CPU):
+    with process_group(CPU):
         assert rank() == number
         for name, batch, directory, *rest in tasks:
             train(name, batch, corpus, directory, *rest)
 
 
 def together(tasks: list[tuple], corpus: Path) -> None:
-    """Train tasks, each the arguments of :func:`train` without the corpus, in two processes."""
+    """Run tasks in two processes; a task is the arguments of :func:`train` without the corpus."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The aligner finds how far speech has come in its text, wherever the audio begins and ends."""
+"""The aligner finds the position in the text at every frame, wherever the audio starts and ends."""
 
 import shutil
 import time
@@ -9,19 +9,26 @@ import pytest
 import torch
 
 from streamchar.config import preset
-from streamchar.train.aligner import SILENCE, AlignerStage, FrameClassifier, Timeline, align, held_out
-from streamchar.train.aligner_errors import CHANGES, changed, errors
 from streamchar.train.loop import run
-from streamchar.train.stages import Workshop
+from streamchar.train.stages.aligner import (
+    SILENCE,
+    AlignerStage,
+    FrameClassifier,
+    TokenTimeline,
+    align,
+    held_out,
+)
+from streamchar.train.stages.aligner_errors import CHANGES, changed, errors
+from streamchar.train.workshop import Workshop
 
 TINY = preset("tiny")
 VOCABULARY = 40
-#: What the classifier gives a token that it does not hear.
+#: Total probability of the tokens that do not sound in a frame.
 UNHEARD = 1e-3
 
 
 def speech(generator, tokens, shortest=1.0, longest=3.0):
-    """Return a text without a token twice in a row, and when each of its tokens ends, in frames."""
+    """Return a text without repeated neighbours, and the ends of its tokens in frames."""
     steps = torch.randint(1, VOCABULARY - 1, (tokens,), generator=generator)
     text = 1 + (steps.cumsum(0) % (VOCABULARY - 1))
     lengths = shortest + (longest - shortest) * torch.rand(tokens, generator=generator)
@@ -29,7 +36,7 @@ def speech(generator, tokens, shortest=1.0, longest=3.0):
 
 
 def heard(text, ends, frames, silence=0):
-    """Return log-probabilities of a classifier that hears every share of every frame as it is."""
+    """Return log-probabilities of a classifier that estimates every share exactly."""
     edges = silence + np.concatenate(([-silence, 0.0], ends, [max(frames, ends[-1]) + 1]))
     labels = torch.tensor([SILENCE, *text, SILENCE])
     frame = np.arange(frames)[:, None]
@@ -39,12 +46,12 @@ def heard(text, ends, frames, silence=0):
 
 
 def said(ends, frames, silence=0):
-    """Return the true answer."""
+    """Return the true position."""
     edges = silence + np.concatenate(([0.0], ends))
     return torch.from_numpy(np.interp(np.arange(1, frames + 1), edges, np.arange(len(edges)))).float()
 
 
-def test_speech_that_is_heard_is_placed_to_a_quarter_of_a_token(rng):
+def test_exact_estimates_align_to_a_quarter_of_a_token(rng):
     text, ends = speech(rng, 60)
     frames = int(ends[-1]) + 12
     position = align(heard(text, ends, frames), text)
@@ -53,7 +60,7 @@ def test_speech_that_is_heard_is_placed_to_a_quarter_of_a_token(rng):
     assert position[-1] == len(text)
 
 
-def test_tokens_shorter_than_a_frame_are_passed_over(rng):
+def test_tokens_shorter_than_a_frame_are_skipped(rng):
     text, ends = speech(rng, 120, shortest=0.3, longest=1.5)
     frames = int(ends[-1])
     error = (align(heard(text, ends, frames), text) - said(ends, frames)).abs()
@@ -62,7 +69,7 @@ def test_tokens_shorter_than_a_frame_are_passed_over(rng):
 
 
 @pytest.mark.parametrize("spoken", [5, 23, 59])
-def test_the_text_may_go_on_after_the_audio(spoken, rng):
+def test_the_text_may_continue_after_the_audio(spoken, rng):
     text, ends = speech(rng, 60)
     frames = int(ends[spoken])
     error = align(heard(text, ends, frames), text) - said(ends, frames)
@@ -70,7 +77,7 @@ def test_the_text_may_go_on_after_the_audio(spoken, rng):
 
 
 @pytest.mark.parametrize("silence", [1, 10, 50])
-def test_silence_in_front_says_nothing(silence, rng):
+def test_the_position_stays_zero_in_leading_silence(silence, rng):
     text, ends = speech(rng, 20)
     frames = silence + int(ends[-1]) + 6
     position = align(heard(text, ends, frames, silence), text)
@@ -78,7 +85,7 @@ def test_silence_in_front_says_nothing(silence, rng):
     assert (position - said(ends, frames, silence)).abs().max() < 0.3
 
 
-def test_silence_in_the_middle_stays_where_it_is(rng):
+def test_the_position_holds_during_a_pause(rng):
     text, ends = speech(rng, 40)
     cut = int(ends[19])
     whole = heard(text, ends, int(ends[-1]))
@@ -86,7 +93,7 @@ def test_silence_in_the_middle_stays_where_it_is(rng):
     pause[:, SILENCE] = 0
     position = align(torch.cat((whole[:cut], pause, whole[cut:])), text)
     assert (position[cut : cut + 30] - 20).abs().max() <= 1.5
-    # Whatever stands on both sides of the pause is where it was.
+    # The position before and after the pause is unchanged.
     assert (position[cut + 33 :] - said(ends, len(whole))[cut + 3 :]).abs().max() < 0.5
 
 
@@ -105,7 +112,7 @@ def test_a_word_that_was_not_said_is_passed_over(rng):
 
 
 @pytest.mark.parametrize("start", [0.0, 3.0, 7.6])
-def test_a_later_piece_goes_on_from_where_the_one_before_came_to(start, rng):
+def test_a_later_excerpt_continues_from_its_start_position(start, rng):
     text, ends = speech(rng, 30)
     edges = np.concatenate(([0.0], ends))
     lengths = ends - np.interp(start, np.arange(31), edges)
@@ -117,7 +124,7 @@ def test_a_later_piece_goes_on_from_where_the_one_before_came_to(start, rng):
     assert (position - torch.from_numpy(truth)).abs().max() < 0.5
 
 
-def test_any_noise_gives_a_place_that_never_falls(rng):
+def test_the_position_never_falls_even_on_noise(rng):
     text, _ = speech(rng, 80)
     for scale in (0.1, 1.0, 30.0):
         noise = (scale * torch.randn(90, VOCABULARY, generator=rng)).log_softmax(-1)
@@ -129,7 +136,7 @@ def test_any_noise_gives_a_place_that_never_falls(rng):
             assert (position.diff() >= 0).all()
 
 
-def test_no_frames_give_no_places():
+def test_no_frames_give_no_positions():
     assert align(torch.zeros(0, VOCABULARY), [1, 2]).shape == (0,)
 
 
@@ -137,19 +144,19 @@ def test_no_frames_give_no_places():
     ("shape", "text", "start", "message"),
     [
         ((1, 9, 8), [1], 0.0, r"log_probs must be \[frames, vocabulary\], got \[1, 9, 8\]"),
-        ((9, 8), [], 0.0, "tokens must hold at least 1 token"),
+        ((9, 8), [], 0.0, "tokens must be a sequence of at least 1, got none"),
         ((9, 8), [1, 8], 0.0, "tokens must be between 0 and 7.*, got 1 to 8"),
         ((9, 8), [-1, 2], 0.0, "tokens must be between 0 and 7.*, got -1 to 2"),
         ((9, 8), [1, 2], 2.5, "start must be between 0 and 2.*, got 2.5"),
         ((9, 8), [1, 2], float("nan"), "start must be between 0 and 2.*, got nan"),
     ],
 )
-def test_what_cannot_be_aligned_is_refused(shape, text, start, message):
+def test_arguments_out_of_range_are_refused(shape, text, start, message):
     with pytest.raises(ValueError, match=message):
         align(torch.zeros(shape), text, start)
 
 
-def test_a_minute_of_speech_takes_no_time(rng):
+def test_aligning_takes_less_than_20_milliseconds(rng):
     noise = torch.randn(300, VOCABULARY, generator=rng).log_softmax(-1)
     text, _ = speech(rng, 250)
     taken = []
@@ -160,8 +167,8 @@ def test_a_minute_of_speech_takes_no_time(rng):
     assert min(taken) < 0.02
 
 
-def test_shares_are_what_the_token_times_say(corpus):
-    timeline = Timeline(corpus, range(len(corpus)))
+def test_shares_follow_from_token_times(corpus):
+    timeline = TokenTimeline(corpus, range(len(corpus)))
     assert timeline.frames == corpus.frames.sum()
     shares = timeline.shares(0, timeline.frames, 192)
     torch.testing.assert_close(shares.sum(1), torch.ones(timeline.frames), atol=1e-4, rtol=0)
@@ -176,7 +183,7 @@ def test_shares_are_what_the_token_times_say(corpus):
     torch.testing.assert_close(timeline.shares(17, 30, 192), shares[17:47], atol=1e-6, rtol=0)
 
 
-def test_a_frame_is_judged_by_what_is_around_it(rng):
+def test_the_receptive_field_is_ten_frames_to_either_side(rng):
     classifier = FrameClassifier.from_preset(TINY).eval()
     latents = torch.randn(1, 60, 64, generator=rng)
     changed = latents.clone()
@@ -188,11 +195,11 @@ def test_a_frame_is_judged_by_what_is_around_it(rng):
     assert moved == list(range(20, 41))
 
 
-def test_the_network_learns_and_the_workshop_loads_its_average(corpus, tmp_path, monkeypatch):
+def test_the_network_learns_and_its_average_is_loaded(corpus, tmp_path, monkeypatch):
     shutil.copytree(corpus.directory, tmp_path / "corpus")
     generator = torch.Generator().manual_seed(0)
-    # Latents that say what is spoken, by a random code.
-    timeline = Timeline(corpus, range(len(corpus)))
+    # Latents are a random linear code of the spoken tokens.
+    timeline = TokenTimeline(corpus, range(len(corpus)))
     code = torch.randn(192, 64, generator=generator)
     latents = (timeline.shares(0, timeline.frames, 192) @ code).half()
     monkeypatch.setattr(Workshop, "audio", lambda _: latents)
@@ -222,15 +229,15 @@ def test_the_last_recordings_are_held_out():
 
 
 class Oracle(torch.nn.Module):
-    """Reads shares of tokens off latents that are the shares."""
+    """A classifier of latents that are the shares of tokens."""
 
     def forward(self, latents):
         return (latents + 1e-5).log()
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_called_true_is_what_a_perfect_classifier_finds(change, corpus):
-    timeline = Timeline(corpus, range(len(corpus)))
+def test_a_perfect_classifier_finds_the_true_alignment(change, corpus):
+    timeline = TokenTimeline(corpus, range(len(corpus)))
     latents = timeline.shares(0, timeline.frames, 192)
     for case in changed(corpus, latents, change, range(len(corpus))):
         case = replace(case, latents=case.latents.clamp(min=0))
@@ -238,5 +245,5 @@ def test_what_is_called_true_is_what_a_perfect_classifier_finds(change, corpus):
         assert case.places[-1] == len(case.tokens)
         tokens, frames = errors(Oracle(), case)
         assert np.median(np.abs(tokens)) < 0.3
-        # Noise on shares, unlike noise on latents, is as loud as they are.
+        # Noise on shares is as strong as the shares; noise on latents is weaker.
         assert np.median(np.abs(frames)) < (1.0 if change == "noise 0.3" else 0.5)

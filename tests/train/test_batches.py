@@ -1,4 +1,4 @@
-"""Chunks cut out of recordings are what a session meets: window, place in it, history and audio."""
+"""Chunks cut out of recordings have the window, progress, history and audio of a session."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ import torch
 
 from streamchar.config import preset
 from streamchar.data.corpus import Recording
-from streamchar.orchestrator import append_history
-from streamchar.train.batches import audio_of, random_audio, random_recordings, speech_batch
+from streamchar.model.orchestrator import append_history
+from streamchar.train.batches import random_audio, random_recordings, recording_audio, speech_batch
 
 TINY = preset("tiny")
-#: A window so short that it slides within a recording.
+#: A window that is shorter than a recording.
 SHORT = replace(TINY, orchestrator=replace(TINY.orchestrator, transcript_tokens=24))
 CHUNK, HISTORY = TINY.audio_tokens, TINY.history_tokens
 CHANNELS = 3
@@ -20,7 +20,7 @@ CHANNELS = 3
 
 @pytest.fixture(scope="module")
 def latents(corpus):
-    """Latents that say which frame of the corpus they are of."""
+    """Latents that encode the index of their frame in the corpus."""
     frames = torch.arange(float(corpus.frames.sum()))
     return torch.stack((frames, -frames, frames % 7), 1)
 
@@ -30,7 +30,7 @@ def places(corpus):
 
 
 def said_by(recording, frame):
-    """Return the tokens said at a frame, by a walk along them."""
+    """Return the tokens spoken at a frame, by linear search."""
     start = 0.0
     for index, end in enumerate(recording.ends.tolist()):
         if frame < end:
@@ -40,7 +40,7 @@ def said_by(recording, frame):
 
 
 def window_start(recording, row):
-    """Find where the tokens of a row begin in its recording; there must be one place that fits."""
+    """Return the positions in the recording at which the tokens of a row can start."""
     ids = row["text_ids"][: int(row["text_lengths"])].tolist()
     whole = recording.tokens.tolist()
     fits = [at for at in range(len(whole) - len(ids) + 1) if whole[at : at + len(ids)] == ids]
@@ -56,7 +56,7 @@ def rows_of(batch, at):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 4])
-def test_windows_are_whole_words_and_say_where_the_speech_stands(corpus, latents, kept):
+def test_windows_are_whole_words_around_the_current_one(corpus, latents, kept):
     at = places(corpus)
     batch = speech_batch(SHORT, at, latents, [kept] * len(at))
     for (recording, start), row in zip(at, rows_of(batch, at), strict=True):
@@ -69,10 +69,10 @@ def test_windows_are_whole_words_and_say_where_the_speech_stands(corpus, latents
         assert first + length in edges
         assert length <= 24
         assert not row["text_ids"][length:].any()
-        # One word more would not have fitted.
+        # The next word would not fit.
         later = [edge for edge in edges if edge > first + length]
         assert not later or later[0] - first > 24
-        # As many words already said as were asked for, where they leave room for the one being said.
+        # The window keeps as many spoken words as requested if they leave room for the current word.
         said = sum(edge <= said_by(recording, start) for edge in edges[1:])
         current = edges[min(said + 1, len(edges) - 1)]
         fitting = [word for word in range(max(said - kept, 0), said) if current - edges[word] <= 24]
@@ -92,7 +92,7 @@ def test_positions_and_durations_are_the_recordings_times(corpus, latents):
         assert not row["durations"][length:].any()
 
 
-def test_history_is_what_a_session_has_appended_chunk_by_chunk(corpus, latents):
+def test_history_is_that_of_a_session(corpus, latents):
     recording = max(corpus, key=lambda each: each.frames)
     own = latents[recording.first_frame :][: recording.frames]
     history, heard = torch.zeros(1, HISTORY, CHANNELS), torch.zeros(1, dtype=torch.int32)
@@ -104,13 +104,13 @@ def test_history_is_what_a_session_has_appended_chunk_by_chunk(corpus, latents):
         append_history(history, heard, batch.audio)
 
 
-def test_a_chunk_past_the_end_goes_on_in_the_silence_of_the_last_frame(corpus, latents):
+def test_a_chunk_past_the_end_repeats_the_last_frame(corpus, latents):
     recording = corpus[0]
     batch = speech_batch(TINY, [(recording, recording.frames - 5)], latents, [4])
     own = latents[recording.first_frame :][: recording.frames]
     assert torch.equal(batch.audio[0, :5], own[-5:])
     assert torch.equal(batch.audio[0, 5:], own[-1:].expand(CHUNK - 5, -1))
-    # All has been said, and stays said.
+    # All tokens have been spoken.
     assert batch.position[0].eq(batch.text_lengths[0]).all()
     assert batch.progress[0] == batch.text_lengths[0]
 
@@ -125,8 +125,8 @@ def test_recordings_are_drawn_in_proportion_to_their_length(corpus, rng):
     assert all(each.frames > shortest for each in random_recordings(corpus, 200, rng, shortest))
 
 
-def test_excerpts_start_at_whole_tokens_and_short_recordings_end_in_silence(corpus, rng):
-    recordings = [audio_of(corpus, index) for index in range(len(corpus))]
+def test_excerpts_start_at_whole_tokens_and_end_in_silence(corpus, rng):
+    recordings = [recording_audio(corpus, index) for index in range(len(corpus))]
     excerpts = random_audio(corpus, 5, 8, rng)
     assert excerpts.shape == (5, 8000)
     for excerpt in excerpts:

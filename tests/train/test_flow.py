@@ -1,13 +1,13 @@
-"""Rectified flow on a Gaussian, for which the best velocity is known in closed form."""
+"""Rectified flow on a Gaussian, whose best velocity has a closed form."""
 
 import pytest
 import torch
 
-from streamchar.train.flow import draw_sigmas, interpolate, to_clean
+from streamchar.train.losses.flow import draw_sigmas, interpolate, to_clean
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 2, 5)], ids=str)
-def test_the_velocity_of_a_line_points_back_at_its_clean_end(shape, rng):
+def test_the_velocity_of_the_path_leads_to_the_clean_data(shape, rng):
     clean, noise = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(2))
     sigma = torch.tensor([1.0, 0.3, 1e-3], dtype=torch.float64)
     x = interpolate(clean, noise, sigma)
@@ -25,7 +25,7 @@ def test_levels_may_have_several_dimensions(rng):
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.6, 0.9])
-def test_a_linear_fit_of_the_targets_is_the_gaussians_best_velocity(sigma, rng):
+def test_a_linear_fit_of_velocities_is_the_best_velocity(sigma, rng):
     mean, std, count = 1.5, 0.4, 200_000
     clean = mean + std * torch.randn(count, generator=rng, dtype=torch.float64)
     noise = torch.randn(count, generator=rng, dtype=torch.float64)
@@ -34,13 +34,13 @@ def test_a_linear_fit_of_the_targets_is_the_gaussians_best_velocity(sigma, rng):
     slope, offset = torch.linalg.lstsq(design, (noise - clean)[:, None]).solution[:, 0].tolist()
     # E[eps - z | x] = -mean + (sigma - (1 - sigma) std^2) / var(x) * (x - (1 - sigma) mean)
     best = (sigma - (1 - sigma) * std**2) / ((1 - sigma) ** 2 * std**2 + sigma**2)
-    # The residual's spread is below 2 and that of x above 0.2: six standard errors of the slope.
+    # Six standard errors of the slope; the deviation of the residual is below 2, that of x above 0.2.
     tolerance = 6 * 2 / 0.2 / count**0.5
     assert slope == pytest.approx(best, abs=tolerance)
     assert offset == pytest.approx(-mean - best * (1 - sigma) * mean, abs=2 * tolerance)
 
 
-def test_levels_are_within_their_range_and_one_in_eight_is_pure_noise(rng):
+def test_one_level_in_eight_is_pure_noise(rng):
     sigmas = draw_sigmas((40_000,), rng)
     assert ((sigmas > 0) & (sigmas <= 1)).all()
     share = (sigmas == 1).double().mean().item()
@@ -48,10 +48,10 @@ def test_levels_are_within_their_range_and_one_in_eight_is_pure_noise(rng):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_levels_are_even_but_for_their_shift(shift, rng):
+def test_levels_are_uniform_before_the_shift(shift, rng):
     sigmas = draw_sigmas((40_000,), rng, shift)
     warped = sigmas[sigmas < 1]
     even = (warped / (shift - (shift - 1) * warped)).sort().values
     expected = torch.linspace(0, 1, len(even))
-    # Kolmogorov and Smirnov: 1.95 / sqrt(n) is passed once in a thousand draws.
+    # Kolmogorov-Smirnov test: one draw in a thousand exceeds 1.95 / sqrt(n).
     assert (even - expected).abs().max() < 1.95 / len(even) ** 0.5

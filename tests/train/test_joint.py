@@ -1,4 +1,4 @@
-"""Chunks with picture and sound: cut at the same time, conditioned as a session is, and denoised together."""
+"""Joint batches align picture and sound, are conditioned like sessions, and are denoised together."""
 
 from dataclasses import fields, replace
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from streamchar.config import preset
-from streamchar.memory import KVMemory
-from streamchar.train.joint import JointModel, VideoLatents, joint_batch, velocities, without_text
+from streamchar.model.kv_cache import KVCache
+from streamchar.train.joint import JointData, JointModel, VideoLatents, joint_batch, velocities, without_text
 from tests.engine.small import SMALL
 
 PRESET = replace(
@@ -21,7 +21,7 @@ CHANNELS = PRESET.dit.audio_channels
 
 
 def numbered(corpus):
-    """Return latents of which each says which recording and which moment it is of, mean 0 and variance 1."""
+    """Return data whose latents encode their recording and time, marked as already normalised."""
     size = PRESET.picture.latent_size
     parts, bounds = [], [0]
     for index, recording in enumerate(corpus):
@@ -31,16 +31,15 @@ def numbered(corpus):
         bounds.append(bounds[-1] + count)
     zeros = torch.zeros(PRESET.picture.channels)
     audio = torch.arange(float(corpus.frames.sum()))[:, None].expand(-1, CHANNELS)
-    return audio, VideoLatents(torch.cat(parts).half(), bounds, zeros, zeros + 1)
+    return JointData(corpus, audio, VideoLatents(torch.cat(parts).half(), bounds, zeros, zeros + 1))
 
 
 @pytest.fixture(scope="module")
 def batch(corpus):
-    audio, video = numbered(corpus)
-    return joint_batch(PRESET, corpus, audio, video, 64, torch.Generator().manual_seed(0))
+    return joint_batch(PRESET, numbered(corpus), 64, torch.Generator().manual_seed(0))
 
 
-def test_picture_and_sound_of_a_chunk_are_of_the_same_time(batch, corpus):
+def test_picture_and_sound_of_a_chunk_are_simultaneous(batch, corpus):
     for row in range(64):
         moments = batch.video[row, :, 0, 0, 0]
         index, start = divmod(int(moments[0]), 100)
@@ -52,8 +51,8 @@ def test_picture_and_sound_of_a_chunk_are_of_the_same_time(batch, corpus):
         assert batch.reference[row].eq(100 * index - 1).all()
 
 
-def test_later_chunks_have_the_first_chunk_as_sink_and_the_one_before_as_motion(batch):
-    noise = 0.15 * 6  # the most that conditioning is disturbed by, six deviations of it
+def test_later_chunks_have_first_chunk_as_sink_previous_as_motion(batch):
+    noise = 0.15 * 6  # six standard deviations of the highest noise level
     opening = 0
     for row in range(64):
         index, start = divmod(int(batch.video[row, 0, 0, 0, 0]), 100)
@@ -68,60 +67,63 @@ def test_later_chunks_have_the_first_chunk_as_sink_and_the_one_before_as_motion(
             motion - 100 * index - start + CHUNK.motion_latents - torch.arange(CHUNK.motion_latents)
         ).abs().max() < noise
     assert 0 < opening < 64
-    assert not batch.valid[:, 0].all()  # left out now and then
+    assert not batch.valid[:, 0].all()  # dropped in some rows
 
 
 def build(corpus, rng, rows=2, draws=2):
     torch.manual_seed(0)
     model = JointModel(PRESET).float()
-    audio, video = numbered(corpus)
-    video = replace(video, latents=torch.randn(video.latents.shape, generator=rng))
-    audio = torch.randn(audio.shape, generator=rng)
-    batch = joint_batch(PRESET, corpus, audio, video, rows, rng)
+    data = numbered(corpus)
+    video = replace(data.video, latents=torch.randn(data.video.latents.shape, generator=rng))
+    audio = torch.randn(data.audio.shape, generator=rng)
+    batch = joint_batch(PRESET, JointData(corpus, audio, video), rows, rng)
     x_video = [torch.randn(batch.video.shape, generator=rng) for _ in range(draws)]
     x_audio = [torch.randn(batch.speech.audio.shape, generator=rng) for _ in range(draws)]
     sigmas = torch.rand(rows, draws, generator=rng)
-    given = batch.speech.progress, batch.speech.history
-    return model, batch, x_video, x_audio, sigmas, given
+    return model, batch, x_video, x_audio, sigmas
 
 
-def test_draws_that_share_their_conditioning_are_those_made_one_at_a_time(corpus, rng):
-    model, batch, x_video, x_audio, sigmas, given = build(corpus, rng)
-    memory = KVMemory(PRESET, 2, "cpu", torch.float32)
+def test_draws_made_together_equal_draws_made_one_at_a_time(corpus, rng):
+    model, batch, x_video, x_audio, sigmas = build(corpus, rng)
+    cache = KVCache(PRESET, 2, "cpu", torch.float32)
     with torch.no_grad():
-        together = velocities(model, memory, batch, x_video, x_audio, sigmas, *given)
+        together = velocities(model, cache, batch, x_video, x_audio, sigmas, batch.speech.prefix())
         for index in range(2):
             one = slice(index, index + 1)
-            alone = velocities(model, memory, batch, x_video[one], x_audio[one], sigmas[:, one], *given)
+            alone = velocities(
+                model, cache, batch, x_video[one], x_audio[one], sigmas[:, one], batch.speech.prefix()
+            )
             for ours, theirs in zip(together[index], alone[0], strict=True):
                 assert ours.shape == theirs.shape
                 # The orchestrator computes in bf16 under autocast.
                 assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_what_is_committed_once_serves_again(corpus, rng):
-    model, batch, x_video, x_audio, sigmas, given = build(corpus, rng, draws=1)
-    memory = KVMemory(PRESET, 2, "cpu", torch.float32)
+def test_committed_conditioning_can_be_used_again(corpus, rng):
+    model, batch, x_video, x_audio, sigmas = build(corpus, rng, draws=1)
+    cache = KVCache(PRESET, 2, "cpu", torch.float32)
     with torch.no_grad():
-        (first,) = velocities(model, memory, batch, x_video, x_audio, sigmas, *given)
-        (again,) = velocities(model, memory, batch, x_video, x_audio, sigmas, *given, committed=True)
+        (first,) = velocities(model, cache, batch, x_video, x_audio, sigmas, batch.speech.prefix())
+        (again,) = velocities(
+            model, cache, batch, x_video, x_audio, sigmas, batch.speech.prefix(), committed=True
+        )
     assert all(map(torch.equal, first, again))
 
 
-def test_gradients_reach_whatever_conditions_the_chunk(corpus, rng):
-    model, batch, x_video, x_audio, sigmas, given = build(corpus, rng)
+def test_gradients_reach_all_conditioning(corpus, rng):
+    model, batch, x_video, x_audio, sigmas = build(corpus, rng)
     batch.valid.fill_(True)
     for name in ("reference", "sink", "motion"):
         getattr(batch, name).requires_grad_()
-    memory = KVMemory(PRESET, 2, "cpu", torch.float32)
-    made = velocities(model, memory, batch, x_video, x_audio, sigmas, *given)
+    cache = KVCache(PRESET, 2, "cpu", torch.float32)
+    made = velocities(model, cache, batch, x_video, x_audio, sigmas, batch.speech.prefix())
     sum(part.square().sum() for pair in made for part in pair).backward()
     for name in ("reference", "sink", "motion"):
         assert getattr(batch, name).grad.flatten(1).abs().amax(1).gt(0).all(), name
     assert model.orchestrator.model.embed_tokens.weight.grad.abs().max() > 0
 
 
-def test_a_new_joint_model_says_what_the_orchestrator_would(corpus):
+def test_a_new_joint_model_starts_from_the_orchestrator(corpus):
     torch.manual_seed(0)
     speech, velocity = JointModel(PRESET).orchestrator, torch.nn.Linear(64, CHANNELS)
     model = JointModel(PRESET)
@@ -133,13 +135,15 @@ def test_a_new_joint_model_says_what_the_orchestrator_would(corpus):
 
 
 def test_a_batch_moves_with_all_its_parts(batch):
-    moved = batch.speech.to(torch.device("meta"))
-    assert all(getattr(moved, field.name).is_meta for field in fields(moved))
+    moved = batch.to(torch.device("meta"))
+    rest = [field.name for field in fields(moved) if field.name != "speech"]
+    assert all(getattr(moved, name).is_meta for name in rest)
+    assert all(getattr(moved.speech, field.name).is_meta for field in fields(moved.speech))
 
 
-def test_rows_without_text_do_not_hear_of_it_and_the_others_do(corpus, rng):
-    model, batch, x_video, x_audio, sigmas, (_, history) = build(corpus, rng, draws=1)
-    memory = KVMemory(PRESET, 2, "cpu", torch.float32)
+def test_rows_without_text_ignore_it_and_other_rows_read_it(corpus, rng):
+    model, batch, x_video, x_audio, sigmas = build(corpus, rng, draws=1)
+    cache = KVCache(PRESET, 2, "cpu", torch.float32)
     silent = without_text(batch, torch.tensor([True, False]))
     assert silent.speech.text_lengths[0] == silent.speech.progress[0] == 0
     assert silent.speech.text_lengths[1] == batch.speech.text_lengths[1] > 0
@@ -148,7 +152,7 @@ def test_rows_without_text_do_not_hear_of_it_and_the_others_do(corpus, rng):
     other = replace(silent, speech=replace(silent.speech, text_ids=ids))
     with torch.no_grad():
         one, two = (
-            velocities(model, memory, each, x_video, x_audio, sigmas, each.speech.progress, history)[0]
+            velocities(model, cache, each, x_video, x_audio, sigmas, each.speech.prefix())[0]
             for each in (silent, other)
         )
     for ours, theirs in zip(one, two, strict=True):

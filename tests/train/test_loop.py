@@ -1,4 +1,4 @@
-"""The training loop: a killed run goes on as if it had not been, and what cannot go on says why."""
+"""A killed run resumes as if it had not been killed, and errors say why a run cannot continue."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from torch import nn
 from streamchar.train.loop import (
     LoopConfig,
     Stage,
-    Trained,
+    Trainable,
     TrainingError,
-    averaged,
+    load_averaged,
     read_log,
     run,
     step_generator,
@@ -25,11 +25,11 @@ WITH_MUON = LoopConfig(steps=6, lr=0.01, batch=4, matrix_lr=0.02, warmup=2, ema=
 
 
 class KilledError(Exception):
-    """Ends a run where a signal would."""
+    """Simulates a kill."""
 
 
 class Regression(Stage):
-    """Two networks that learn a random map from random inputs."""
+    """Trains two networks on random inputs."""
 
     name = "regression"
 
@@ -38,47 +38,47 @@ class Regression(Stage):
         torch.manual_seed(config.seed)
         self.kill_at = kill_at
         self.nets = {name: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)) for name in ("a", "b")}
-        self.trained = {name: Trained(net.to(dtype), config) for name, net in self.nets.items()}
+        self.trainables = {name: Trainable(net.to(dtype), config) for name, net in self.nets.items()}
 
     def update(self, step, generator):
         if step == self.kill_at:
             raise KilledError
         x = torch.randn(self.config.batch, 3, generator=generator)
         logged = {}
-        for name, trained in self.trained.items():
-            weight = trained.parameters[0]
-            loss = (trained.module(x.to(weight.dtype)).float() - x[:, :2]).square().mean()
+        for name, trainable in self.trainables.items():
+            weight = trainable.parameters[0]
+            loss = (trainable.module(x.to(weight.dtype)).float() - x[:, :2]).square().mean()
             logged[name] = loss.item()
-            logged["norm"] = trained.update(loss, step)
+            logged["norm"] = trainable.update(loss, step)
         return logged
 
 
 def everything(stage):
-    """Return every tensor that a run leaves behind."""
+    """Return all tensors of a run."""
     found = []
-    for trained in stage.trained.values():
-        found += [*trained.module.state_dict().values(), *trained.wide, *trained.ema]
-        for optimiser, _ in trained.optimisers:
-            for state in optimiser.state_dict()["state"].values():
+    for trainable in stage.trainables.values():
+        found += [*trainable.module.state_dict().values(), *trainable.master, *trainable.ema]
+        for optimizer, _ in trainable.optimizers:
+            for state in optimizer.state_dict()["state"].values():
                 found += [value for value in state.values() if isinstance(value, torch.Tensor)]
     return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", [CONFIG, WITH_MUON], ids=["AdamW", "Muon"])
-def test_a_stopped_run_goes_on_to_the_last_bit_as_if_it_had_not_been(config, dtype, tmp_path):
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(config, dtype, tmp_path):
     whole = Regression(config, dtype=dtype)
     assert run(whole, tmp_path / "whole") == 6
-    for step in (1, 2, 3):  # a run of no minutes takes one step and is saved
+    for step in (1, 2, 3):  # a run of 0 minutes takes one step and saves it
         assert run(Regression(config, dtype=dtype), tmp_path / "parts", minutes=0) == step
     resumed = Regression(config, dtype=dtype)
     assert run(resumed, tmp_path / "parts") == 6
     assert len(everything(whole)) == len(everything(resumed)) > 20
     assert all(map(torch.equal, everything(whole), everything(resumed)))
-    assert not torch.equal(whole.trained["a"].wide[0], Regression(config).trained["a"].wide[0])
+    assert not torch.equal(whole.trainables["a"].master[0], Regression(config).trainables["a"].master[0])
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     run(Regression(), tmp_path / "whole")
     run(Regression(), tmp_path / "parts", minutes=0)
     with pytest.raises(KilledError):
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_run_that_is_asked_to_end_is_saved_after_its_step(number, tmp_path, monkeypatch):
+def test_a_signal_ends_a_run_after_the_current_step(number, tmp_path, monkeypatch):
     stage, before = Regression(), signal.getsignal(number)
     update = stage.update
 
@@ -106,13 +106,13 @@ def test_a_run_that_is_asked_to_end_is_saved_after_its_step(number, tmp_path, mo
     assert run(Regression(), tmp_path, minutes=0) == 4
 
 
-def test_a_finished_run_takes_no_further_step(tmp_path):
+def test_a_finished_run_takes_no_more_steps(tmp_path):
     run(Regression(), tmp_path)
     again = Regression(kill_at=6)
     assert run(again, tmp_path) == 6
 
 
-def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+def test_a_kill_while_saving_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     run(Regression(), tmp_path, minutes=0)
 
     def killed(state, file):
@@ -126,7 +126,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch)
     assert run(Regression(), tmp_path, minutes=0) == 2
 
 
-def test_other_data_are_refused(tmp_path):
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     run(Regression(), tmp_path, minutes=0)
     with pytest.raises(TrainingError, match="remove it or train in another directory"):
         run(Regression(data="b"), tmp_path)
@@ -135,9 +135,9 @@ def test_other_data_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.02}, r"must go on with lr 0\.01, got lr 0\.02; leave it as it was"),
-        ({"seed": 3}, "must go on with seed 0, got seed 3"),
-        ({"batch": 8, "ema": 0.5}, r"must go on with ema 0\.9, batch .* 4, got ema 0\.5, batch .* 8"),
+        ({"lr": 0.02}, r"must be continued with lr 0\.01, got lr 0\.02; use the settings"),
+        ({"seed": 3}, "must be continued with seed 0, got seed 3"),
+        ({"batch": 8, "ema": 0.5}, r"must be continued with ema 0\.9, batch .* 4, got ema 0\.5, batch .* 8"),
     ],
     ids=["rate", "seed", "batch and average"],
 )
@@ -149,31 +149,31 @@ def test_other_settings_are_refused(change, message, tmp_path):
     assert (tmp_path / "regression" / "checkpoint.pt").read_bytes() == before
 
 
-def test_more_steps_and_how_often_to_save_and_log_are_free(tmp_path):
+def test_steps_and_save_and_log_intervals_may_change(tmp_path):
     run(Regression(), tmp_path)
     longer = replace(CONFIG, steps=8, save_seconds=5.0, log_steps=1)
     assert run(Regression(longer), tmp_path) == 8
 
 
 @pytest.mark.parametrize("left", [0, 100, 3000], ids=lambda left: f"{left} bytes")
-def test_a_checkpoint_that_is_cut_short_is_named(left, tmp_path):
+def test_a_truncated_checkpoint_is_named(left, tmp_path):
     run(Regression(), tmp_path)
     file = tmp_path / "regression" / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:left])
-    message = rf"{file} must be a whole file .* remove it and run: streamchar train regression"
+    message = rf"{file} must be a complete file .* remove it and run: streamchar train regression"
     with pytest.raises(TrainingError, match=message):
         run(Regression(), tmp_path)
     with pytest.raises(TrainingError, match=message):
-        averaged(tmp_path, "regression", {"a": Regression().nets["a"]})
+        load_averaged(tmp_path, "regression", {"a": Regression().nets["a"]})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
-def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(bad):
+def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     net = nn.Linear(2, 1)
-    trained = Trained(net, CONFIG)
+    trainable = Trainable(net, CONFIG)
     before = net.weight.detach().clone()
     with pytest.raises(TrainingError, match=r"gradients must be finite, got .* at step 3"):
-        trained.update(net(torch.ones(1, 2)).sum() * bad, 3)
+        trainable.update(net(torch.ones(1, 2)).sum() * bad, 3)
     assert torch.equal(net.weight, before)
 
 
@@ -186,16 +186,16 @@ def test_the_learning_rate_is_a_trapezium():
     assert LoopConfig(steps=3, lr=1.0, batch=1, warmup=0).pace(0) == 1.0
 
 
-def test_a_step_is_as_long_as_its_pace_and_scale_say():
+def test_the_step_size_is_pace_times_scale():
     moved = {}
     for scale in (1.0, 0.5):
         net = nn.Linear(4, 1, bias=False)
         before = net.weight.detach().clone()
-        Trained(net, LoopConfig(steps=100, lr=1e-3, batch=1, warmup=4), lr_scale=scale).update(
+        Trainable(net, LoopConfig(steps=100, lr=1e-3, batch=1, warmup=4), lr_scale=scale).update(
             net.weight.sum(), 0
         )
         moved[scale] = (net.weight - before).abs().mean().item()
-    # Adam's first step is its rate, here a quarter of 1e-3 at the first of four warm-up steps.
+    # Adam's first step has the size of the learning rate: 1e-3 / 4, at the first of four warm-up steps.
     assert moved[1.0] == pytest.approx(2.5e-4, rel=0.05)
     assert moved[0.5] == pytest.approx(1.25e-4, rel=0.05)
 
@@ -204,63 +204,63 @@ def test_steps_too_small_for_bf16_add_up():
     config = LoopConfig(steps=1000, lr=1e-4, batch=1, warmup=0)
     net = nn.Linear(1, 1, bias=False).bfloat16()
     nn.init.ones_(net.weight)
-    trained = Trained(net, config)
+    trainable = Trainable(net, config)
     for step in range(100):
-        trained.update(-net.weight.float().sum(), step)
-        # bf16 tells apart 1 and 1.0078 and nothing between.
-        assert torch.equal(net.weight.detach(), trained.wide[0].bfloat16())
-    assert trained.wide[0].dtype == torch.float32
-    assert trained.wide[0].item() == pytest.approx(1.01, abs=1e-3)
+        trainable.update(-net.weight.float().sum(), step)
+        # The spacing of bf16 at 1 is 0.0078.
+        assert torch.equal(net.weight.detach(), trainable.master[0].bfloat16())
+    assert trainable.master[0].dtype == torch.float32
+    assert trainable.master[0].item() == pytest.approx(1.01, abs=1e-3)
     assert net.weight.item() > 1
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_do_not_change():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     net[0].requires_grad_(False)
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    Trained(net, CONFIG).update(net(torch.ones(1, 2)).sum(), 3)
+    Trainable(net, CONFIG).update(net(torch.ones(1, 2)).sum(), 3)
     after = list(net.parameters())
     assert torch.equal(after[0], before[0])
     assert not torch.equal(after[2], before[2])
 
 
-def test_the_average_follows_the_weights_with_a_short_memory_first():
+def test_the_decay_of_the_average_starts_low():
     net = nn.Linear(1, 1, bias=False)
-    trained = Trained(net, LoopConfig(steps=1000, lr=0.01, batch=1, warmup=0, ema=0.5))
+    trainable = Trainable(net, LoopConfig(steps=1000, lr=0.01, batch=1, warmup=0, ema=0.5))
     expected = net.weight.item()
     for step in range(20):
-        trained.update(net.weight.sum(), step)
+        trainable.update(net.weight.sum(), step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * net.weight.item()
-    assert trained.ema[0].item() == pytest.approx(expected, rel=1e-5)
+    assert trainable.ema[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_averages_are_loaded_into_modules_built_alike(tmp_path):
+def test_averages_can_be_loaded_into_modules(tmp_path):
     stage = Regression()
     run(stage, tmp_path)
     fresh = Regression().nets["a"]
-    averaged(tmp_path, "regression", {"a": fresh})
-    assert all(map(torch.equal, fresh.parameters(), stage.trained["a"].ema))
+    load_averaged(tmp_path, "regression", {"a": fresh})
+    assert all(map(torch.equal, fresh.parameters(), stage.trainables["a"].ema))
     with pytest.raises(TrainingError, match="must hold c, got a, b"):
-        averaged(tmp_path, "regression", {"c": fresh})
+        load_averaged(tmp_path, "regression", {"c": fresh})
     with pytest.raises(TrainingError, match="run: streamchar train vae"):
-        averaged(tmp_path, "vae", {"a": fresh})
+        load_averaged(tmp_path, "vae", {"a": fresh})
 
 
-def test_averages_of_a_run_that_has_not_ended_are_refused(tmp_path):
+def test_averages_of_an_unfinished_run_are_refused(tmp_path):
     net = Regression().nets["a"]
     run(Regression(), tmp_path, minutes=0)
-    message = "got 1 of 6 steps in .* run: streamchar train regression, with --steps 1"
+    message = "has 1 of 6 steps; run: streamchar train regression, with --steps 1"
     with pytest.raises(TrainingError, match=message):
-        averaged(tmp_path, "regression", {"a": net})
-    # As the message says: the run ends where it is.
+        load_averaged(tmp_path, "regression", {"a": net})
+    # As the message says, this finishes the run where it is.
     assert run(Regression(replace(CONFIG, steps=1)), tmp_path) == 1
-    averaged(tmp_path, "regression", {"a": net})
-    # And can be taken up again.
+    load_averaged(tmp_path, "regression", {"a": net})
+    # It can be continued later.
     assert run(Regression(), tmp_path) == 6
 
 
-def test_a_figure_of_some_steps_is_logged_as_their_mean(tmp_path, monkeypatch):
+def test_a_value_of_some_steps_is_logged_as_their_mean(tmp_path, monkeypatch):
     stage = Regression()
     update = stage.update
 
@@ -283,7 +283,7 @@ def test_the_log_holds_means_of_finite_numbers(tmp_path):
     assert [json.loads(line) for line in lines] == entries
 
 
-def test_every_step_draws_its_own_numbers_again_and_again():
+def test_every_step_has_its_own_reproducible_numbers():
     def draw(seed, step):
         return torch.rand(4, generator=step_generator(seed, step)).tolist()
 
@@ -296,7 +296,7 @@ def test_a_killed_run_logs_no_step_twice(tmp_path):
     run(Regression(replace(config, steps=60)), tmp_path)
     log = tmp_path / "regression" / "log.jsonl"
     kept = log.read_text()
-    # As a hard kill leaves it: steps past the checkpoint, the last line half written.
+    # After a hard kill: steps past the checkpoint, and an incomplete last line.
     log.write_text(kept + json.dumps({"step": 110, "seconds": 1.0}) + '\n{"step": 1')
     run(Regression(config), tmp_path)
     assert log.read_text().startswith(kept)

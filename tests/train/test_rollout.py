@@ -1,48 +1,34 @@
-"""Stage II: rollouts grow, the pointer learns from the sound that was made, and parts can be left out."""
+"""Rollouts get longer, the pointer learns from the generated audio, and ablations leave parts out."""
 
 import gc
 import weakref
 
 import torch
 
-from streamchar.train.joint import JointModel, VideoLatents
+from streamchar.train.joint import JointModel
 from streamchar.train.loop import LoopConfig, step_generator
-from streamchar.train.rollout import RolloutStage
-from tests.train.test_stages import MINIATURE
+from streamchar.train.stages.rollout import RolloutStage
+from tests.train.miniature import MINIATURE, SilenceListener, random_data
 
 CONFIG = LoopConfig(steps=4, lr=1e-3, batch=2, warmup=1)
 FRAMES, VOCABULARY = MINIATURE.audio_tokens, MINIATURE.orchestrator.vocabulary
 
 
-class Listener(torch.nn.Module):
-    """Hears silence, token 0, whatever the latents are."""
-
-    def forward(self, latents):
-        chances = torch.full((*latents.shape[:2], VOCABULARY), -20.0)
-        chances[..., 0] = 0.0
-        return chances
-
-
-def stage_of(corpus, without=None):
+def build(corpus, without=None):
+    data = random_data(MINIATURE, corpus, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    stride, channels = MINIATURE.picture.temporal_stride, MINIATURE.picture.channels
-    lengths = [recording.frames // stride + 1 for recording in corpus]
-    bounds = [sum(lengths[:index]) for index in range(len(lengths) + 1)]
-    latents = torch.randn(bounds[-1], channels, *MINIATURE.picture.latent_size).half()
-    video = VideoLatents(latents, bounds, torch.zeros(channels), torch.ones(channels))
-    audio = torch.randn(int(corpus.frames.sum()), MINIATURE.dit.audio_channels).half()
     model = JointModel(MINIATURE)
-    device = torch.device("cpu")
-    return RolloutStage(MINIATURE, corpus, audio, video, *[model] * 3, Listener(), device, CONFIG, without)
+    listener, device = SilenceListener(), torch.device("cpu")
+    return RolloutStage(MINIATURE, data, model, model, model, listener, device, CONFIG, without)
 
 
 def test_rollouts_grow_from_two_chunks_to_eight(corpus):
-    stage = stage_of(corpus)
+    stage = build(corpus)
     assert [stage.chunks(step) for step in range(4)] == [2, 5, 8, 8]
 
 
-def test_a_step_rolls_out_and_changes_transformer_pointer_and_score_but_not_the_teacher(corpus):
-    stage = stage_of(corpus)
+def test_a_step_trains_transformer_pointer_and_score_only(corpus):
+    stage = build(corpus)
     language = [p.detach().clone() for p in stage.student.orchestrator.model.parameters()]
     before = {
         name: [p.detach().clone() for p in module.parameters()]
@@ -72,94 +58,94 @@ def test_a_step_rolls_out_and_changes_transformer_pointer_and_score_but_not_the_
     assert all(map(torch.equal, language, stage.student.orchestrator.model.parameters()))
 
 
-def test_the_same_step_again_gives_the_same_losses(corpus):
-    first, again = (stage_of(corpus).update(0, step_generator(0, 0)) for _ in range(2))
+def test_repeating_a_step_gives_the_same_losses(corpus):
+    first, again = (build(corpus).update(0, step_generator(0, 0)) for _ in range(2))
     assert first == again
 
 
-def test_the_pointer_learns_from_the_sound_that_was_made(corpus):
-    stage = stage_of(corpus)
+def test_the_pointer_learns_from_the_generated_audio(corpus):
+    stage = build(corpus)
     stage._begin(2, step_generator(0, 0))
     rolled = stage.sessions.make(0)
-    position, target = stage._pointed(rolled), stage._heard(rolled)
+    position, target = stage._pointer_position(rolled), stage._aligned_position(rolled)
     assert position.shape == target.shape == (2, FRAMES)
-    # Silence alone was heard: nothing of the text has been said.
+    # Only silence is recognised, so none of the text has been spoken.
     assert target.max() < 1
     position.sum().backward()
     assert all(p.grad is not None for p in stage.student.orchestrator.pointer.query.parameters())
 
 
-class Follower(torch.nn.Module):
-    """Hears the tokens of each session's text one after another, each for two frames."""
+class TextListener(torch.nn.Module):
+    """An aligner that recognises the tokens of each session's text in order, two frames each."""
 
     def __init__(self, sessions):
         super().__init__()
         self.sessions = sessions
 
     def forward(self, latents):
-        chances = torch.full((*latents.shape[:2], VOCABULARY), -20.0)
-        for row, frames in enumerate(chances):
+        log_probs = torch.full((*latents.shape[:2], VOCABULARY), -20.0)
+        for row, frames in enumerate(log_probs):
             text = self.sessions.transcript(row)
-            for frame, chance in enumerate(frames):
-                chance[text[frame // 2]] = 0.0
-        return chances
+            for frame, scores in enumerate(frames):
+                scores[text[frame // 2]] = 0.0
+        return log_probs
 
 
-def test_the_pointers_target_counts_from_where_the_window_begins(corpus, monkeypatch):
-    stage = stage_of(corpus)
+def test_the_pointer_target_is_relative_to_the_window(corpus, monkeypatch):
+    stage = build(corpus)
     sessions = stage.sessions
-    stage.aligner = Follower(sessions)
+    stage.aligner = TextListener(sessions)
     stage._begin(5, step_generator(0, 0))
     frames = torch.arange(1.0, FRAMES + 1)
 
-    def said():
-        """Say that the pointer stands where the listener hears the text."""
+    def position():
+        """Return the positions that the listener recognises as those of the pointer."""
         origins = torch.tensor([[window.origin] for window in sessions._windows])
         return (sessions.chunk * FRAMES + frames) / 2 - origins
 
-    monkeypatch.setattr(sessions, "_said", said)
+    monkeypatch.setattr(sessions, "_position", position)
     rolled = [sessions.make(0) for _ in range(5)][-1]
     assert min(rolled.origins) > 0
     assert rolled.origins[0] != rolled.origins[1]
-    # Tokens are told apart by the frames that they take: a quarter of one, as the aligner's own tests ask.
-    torch.testing.assert_close(stage._heard(rolled), rolled.said, rtol=0, atol=0.25)
+    # The tolerance of the tests of the aligner.
+    torch.testing.assert_close(stage._aligned_position(rolled), rolled.position, rtol=0, atol=0.25)
 
 
-def test_without_the_pointer_the_plan_of_durations_decides(corpus):
-    stage = stage_of(corpus, "pointer")
+def test_without_the_pointer_planned_durations_set_the_position(corpus):
+    stage = build(corpus, "pointer")
     assert stage.name == "rollout-without-pointer"
     stage._begin(2, step_generator(0, 0))
-    said = stage.sessions.make(0).said
-    # The plan is a steady one, and it is not what the pointer read.
-    assert (said.diff(dim=1) >= 0).all()
-    assert not torch.allclose(said, stage.sessions._buffers.position)
+    position = stage.sessions.make(0).position
+    # The plan never goes back, and it differs from the pointer.
+    assert (position.diff(dim=1) >= 0).all()
+    assert not torch.allclose(position, stage.sessions._buffers.position)
     assert "pointer" not in stage.update(0, step_generator(0, 0))
 
 
-def test_without_the_sink_neither_student_nor_scores_see_it(corpus):
-    stage = stage_of(corpus, "sink")
-    assert stage.about != stage_of(corpus).about
+def test_without_the_sink_no_model_attends_to_it(corpus):
+    stage = build(corpus, "sink")
+    assert stage.about != build(corpus).about
     stage._begin(2, step_generator(0, 0))
     stage.sessions.make(0)
     assert stage.sessions.make(0).batch.valid.tolist() == [[True, False, True]] * 2
 
 
-class Stored:
-    """A tensor that a graph keeps for its backward pass."""
+class SavedTensor:
+    """A tensor that a graph saves for its backward pass."""
 
     def __init__(self, tensor):
         self.tensor = tensor
 
 
 def size(tensors):
-    """Return the bytes of tensors, each storage once."""
+    """Return the total bytes of tensors, counting each storage once."""
     return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
-def test_a_chunk_with_its_graph_takes_as_much_memory_late_in_a_rollout_as_early(corpus, monkeypatch):
-    stage, chunks = stage_of(corpus), 8
+def test_a_chunk_takes_no_more_memory_late_in_a_rollout(corpus, monkeypatch):
+    stage, chunks = build(corpus), 8
     stored, live, graphs = weakref.WeakSet(), [], []
-    update = stage.trained["joint"].update
+    update = stage.trainables["joint"].update
 
     def measured(loss, step):
         if stage.sessions.chunk in (2, chunks):
@@ -170,14 +156,14 @@ def test_a_chunk_with_its_graph_takes_as_much_memory_late_in_a_rollout_as_early(
         return update(loss, step)
 
     def pack(tensor):
-        stored.add(each := Stored(tensor.detach()))
+        stored.add(each := SavedTensor(tensor.detach()))
         return each
 
-    monkeypatch.setattr(stage.trained["joint"], "update", measured)
+    monkeypatch.setattr(stage.trainables["joint"], "update", measured)
     generator = step_generator(0, 0)
     stage._begin(chunks, generator)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda each: each.tensor):
         for _ in range(chunks):
             stage._chunk(0, generator)
-    # Texts of other lengths move it by half a hundredth of a graph, and the sound of six chunks as much.
+    # Different text lengths change it by 0.5 % of a graph, and so does the audio of six chunks.
     assert abs(live[1] - live[0]) < 0.02 * min(graphs)

@@ -1,4 +1,4 @@
-"""Every stage takes its first steps on a miniature of the system, each from what those before it left."""
+"""All stages train for two steps on a miniature of the system, each from the results of earlier stages."""
 
 import io
 import json
@@ -13,35 +13,19 @@ from matplotlib.axes import Axes
 from PIL import Image
 from rich.console import Console
 
-from streamchar.config import OrchestratorConfig, VocoderConfig, preset
+from streamchar.config import preset
 from streamchar.data.corpus import CorpusConfig, build_corpus
 from streamchar.data.digest import digest
 from streamchar.engine import StreamCharEngine
-from streamchar.train import rollout, vocoder
 from streamchar.train.cli import _train
 from streamchar.train.curves import COLUMNS, draw_curves
 from streamchar.train.export import DURATION_SCALE, engine_of, export
 from streamchar.train.loop import TrainingError, read_log, run, step_generator
-from streamchar.train.stages import PARENTS, SHIPPED, Workshop
-from tests.engine.small import SMALL, picture
+from streamchar.train.stages import rollout, vocoder
+from streamchar.train.workshop import PARENTS, SHIPPED, Workshop
+from tests.engine.small import picture
+from tests.train.miniature import MINIATURE
 
-MINIATURE = replace(
-    SMALL,
-    vocoder=VocoderConfig(dim=16, layers=1, ffn=32),
-    orchestrator=OrchestratorConfig(
-        dim=64,
-        layers=2,
-        heads=1,
-        kv_heads=1,
-        head_dim=64,
-        ffn=128,
-        vocabulary=192,
-        history_seconds=2.0,
-        transcript_tokens=48,
-        tokenizer="phonemes",
-        duration_dim=16,
-    ),
-)
 STEPS = 2
 LOGGED = {
     "vocoder": {"spectral", "judged", "fooled", "features", "norm"},
@@ -63,28 +47,28 @@ def quick(config):
 
 @pytest.fixture(scope="module")
 def workshop(corpus, tmp_path_factory):
-    """Yield a workshop on the miniature corpus; its stages are trained by the tests, in their order."""
+    """Yield a workshop on a small corpus; the fixture ``trained`` trains its stages."""
     root = tmp_path_factory.mktemp("workshop")
     shutil.copytree(corpus.directory, root / "corpus")
-    # Rollouts of two and three chunks and excerpts of a third of a second do what longer ones do.
+    # Short rollouts of two and three chunks, and excerpts of a third of a second, to save time.
     with patch.object(rollout, "CHUNKS", (2, 3)), patch.object(vocoder, "TOKENS", 8):
         yield Workshop(root, MINIATURE, torch.device("cpu"), videos=2)
 
 
 @pytest.fixture(scope="module")
 def trained(workshop):
-    """Train every stage; return how far each weight moved, by stage and module."""
+    """Train every stage; return by stage and module how far each weight moved."""
     moved = {}
     for name in workshop.stages:
         stage = workshop.stage(name, quick)
-        before = {each: [x.detach().clone() for x in one.wide] for each, one in stage.trained.items()}
+        before = {each: [x.detach().clone() for x in one.master] for each, one in stage.trainables.items()}
         assert run(stage, workshop.runs) == STEPS
         moved[name] = {
             each: [
                 float((new.detach() - old).abs().max())
-                for new, old in zip(one.wide, before[each], strict=True)
+                for new, old in zip(one.master, before[each], strict=True)
             ]
-            for each, one in stage.trained.items()
+            for each, one in stage.trainables.items()
         }
     return moved
 
@@ -97,7 +81,7 @@ def test_a_stage_logs_finite_losses_and_moves_its_weights(name, workshop, traine
     assert all(torch.isfinite(torch.tensor(list(entry.values()))).all() for entry in entries)
     for module, distances in trained[name].items():
         assert all(torch.isfinite(torch.tensor(distances))), module
-        # A bias before a norm, for one, has no gradient.
+        # Some weights have no gradient, such as a bias before a norm.
         assert sum(distance > 0 for distance in distances) > 0.8 * len(distances), module
 
 
@@ -111,7 +95,7 @@ def tensors(value):
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_a_stage_resumed_after_a_step_ends_as_if_unbroken_to_the_bit(name, workshop, trained, tmp_path):
+def test_a_resumed_stage_is_bit_equal_to_an_unbroken_one(name, workshop, trained, tmp_path):
     assert run(workshop.stage(name, quick), tmp_path, minutes=0) == 1
     assert run(workshop.stage(name, quick), tmp_path) == STEPS
     ours, theirs = (
@@ -123,7 +107,7 @@ def test_a_stage_resumed_after_a_step_ends_as_if_unbroken_to_the_bit(name, works
 
 
 @pytest.mark.parametrize("name", LOGGED)
-def test_a_checkpoint_says_what_it_was_made_of(name, workshop, trained):
+def test_a_checkpoint_names_its_origin(name, workshop, trained):
     state = torch.load(workshop.runs / name / "checkpoint.pt", weights_only=True)
     corpus = json.loads((workshop.root / "corpus" / "corpus.json").read_text())
     assert state["step"] == STEPS
@@ -135,14 +119,14 @@ def test_a_checkpoint_says_what_it_was_made_of(name, workshop, trained):
     }
 
 
-def test_long_clips_come_late_and_can_be_learned_from(workshop):
+def test_long_clips_come_late_in_the_run(workshop):
     stage = workshop.stage("vae", lambda config: replace(config, steps=10, batch=2))
     assert [stage.latents(step) for step in range(10)] == [1, 1, 1, 1, 1, 1, 12, 1, 12, 1]
     logged = stage.update(6, step_generator(0, 6))
     assert torch.isfinite(torch.tensor(list(logged.values()))).all()
 
 
-def test_a_decoder_that_is_trained_on_leaves_latents_as_they_are(workshop, trained, rng):
+def test_the_decoder_stage_does_not_change_latents(workshop, trained, rng):
     before, after = workshop.vae("vae"), workshop.vae("decoder")
     frames = torch.rand(1, 5, 3, MINIATURE.picture.height, MINIATURE.picture.width, generator=rng)
     with torch.no_grad():
@@ -151,7 +135,7 @@ def test_a_decoder_that_is_trained_on_leaves_latents_as_they_are(workshop, train
         assert not torch.equal(after.decode_clip(latents), before.decode_clip(latents))
 
 
-def test_all_that_ships_is_trained_in_order_and_what_is_done_is_left_alone(workshop, trained):
+def test_all_skips_finished_stages_in_order(workshop, trained):
     before = {name: (workshop.runs / name / "checkpoint.pt").read_bytes() for name in SHIPPED}
     console = Console(record=True, file=io.StringIO())
     _train(workshop, "all", quick, None, "", Path(), console)
@@ -159,7 +143,7 @@ def test_all_that_ships_is_trained_in_order_and_what_is_done_is_left_alone(works
     assert {name: (workshop.runs / name / "checkpoint.pt").read_bytes() for name in SHIPPED} == before
 
 
-def test_all_stops_where_the_time_is_up(corpus, tmp_path):
+def test_all_stops_when_the_time_is_up(corpus, tmp_path):
     shutil.copytree(corpus.directory, tmp_path / "corpus")
     console = Console(record=True, file=io.StringIO())
     workshop = Workshop(tmp_path, MINIATURE, torch.device("cpu"), videos=2)
@@ -168,25 +152,25 @@ def test_all_stops_where_the_time_is_up(corpus, tmp_path):
     assert [each.name for each in workshop.runs.iterdir()] == ["vocoder"]
 
 
-def test_the_stages_are_all_there(workshop):
+def test_the_workshop_has_all_stages(workshop):
     assert set(workshop.stages) == set(LOGGED)
     with pytest.raises(TrainingError, match="stage must be one of vocoder, vae"):
         workshop.stage("voice")
 
 
-def test_a_stage_without_the_one_before_it_says_what_to_run(corpus, tmp_path):
+def test_a_stage_without_its_parent_says_what_to_run(corpus, tmp_path):
     shutil.copytree(corpus.directory, tmp_path / "corpus")
     with pytest.raises(TrainingError, match="run: streamchar train orchestrator"):
         Workshop(tmp_path, MINIATURE, torch.device("cpu"), videos=1).stage("teacher")
 
 
-def test_a_joint_model_is_the_stages_average_with_the_orchestrator_it_was_given(workshop, trained):
+def test_a_joint_model_has_averages_and_the_given_orchestrator(workshop, trained):
     speech = workshop.joint("teacher").orchestrator.state_dict()
     again = workshop.joint("student").orchestrator.state_dict()
     assert all(torch.equal(speech[name], again[name]) for name in speech)
     stage = workshop.stage("teacher", quick)
     run(stage, workshop.runs)
-    averages = stage.trained["joint"].ema
+    averages = stage.trainables["joint"].ema
     loaded = list(workshop.joint("teacher").dit.parameters())
     assert len(averages) == len(loaded)
     assert all(torch.equal(a.bfloat16(), b) for a, b in zip(averages, loaded, strict=True))
@@ -205,21 +189,21 @@ def test_latents_of_all_recordings_are_normalised(workshop, trained):
     assert audio.float().square().mean().item() == pytest.approx(1.0, abs=0.05)
 
 
-def test_every_stage_has_its_curves(workshop, trained):
+def test_curves_have_one_plot_per_stage(workshop, trained):
     with Image.open(draw_curves(workshop.runs)) as drawn:
         width, height = drawn.size
     rows = -(-len(LOGGED) // COLUMNS)
     assert width / height == pytest.approx(4 * COLUMNS / (3 * rows), rel=0.01)
 
 
-def test_places_without_a_stage_are_left_white(workshop, trained, tmp_path):
+def test_cells_without_a_stage_are_white(workshop, trained, tmp_path):
     shutil.copytree(workshop.runs / "vocoder", tmp_path / "vocoder")
     with Image.open(draw_curves(tmp_path)) as drawn:
         right = drawn.convert("L").crop((drawn.width // 2, 0, drawn.width, drawn.height))
     assert right.getextrema() == (255, 255)
 
 
-def test_figures_at_or_below_zero_are_drawn_too(tmp_path, monkeypatch):
+def test_values_at_or_below_zero_are_drawn(tmp_path, monkeypatch):
     for stage, values in (("above", (0.5, 2.0)), ("below", (0.5, -2.0))):
         (tmp_path / stage).mkdir()
         lines = [json.dumps({"step": step, "fooled": value}) for step, value in enumerate(values)]
@@ -230,7 +214,7 @@ def test_figures_at_or_below_zero_are_drawn_too(tmp_path, monkeypatch):
     assert scales == ["log", "symlog"]
 
 
-def test_a_line_half_written_does_not_stop_the_curves(workshop, trained, tmp_path):
+def test_curves_ignore_an_incomplete_line(workshop, trained, tmp_path):
     shutil.copytree(workshop.runs / "vocoder", tmp_path / "vocoder")
     with (tmp_path / "vocoder" / "log.jsonl").open("a") as log:
         log.write('{"step": 5')
@@ -238,14 +222,14 @@ def test_a_line_half_written_does_not_stop_the_curves(workshop, trained, tmp_pat
 
 
 def encoded(workshop, name):
-    """Return the latents that a workshop hands out, and when their file was written."""
+    """Return the latents of a workshop, and the time at which their file was written."""
     latents = workshop.audio() if name == "audio" else workshop.video().latents
     return latents, (workshop.root / f"{name}_latents.pt").stat().st_mtime_ns
 
 
 @pytest.fixture
 def another(workshop, trained, tmp_path):
-    """Return a workshop with what the trained one has, to be changed."""
+    """Return a workshop with copies of the trained one's corpus, VAE and latents."""
     shutil.copytree(workshop.root / "corpus", tmp_path / "corpus")
     shutil.copytree(workshop.runs / "vae", tmp_path / "train" / "vae")
     for name in ("audio", "video"):
@@ -260,7 +244,7 @@ def test_latents_are_encoded_once(name, another):
 
 
 @pytest.mark.parametrize("name", ["audio", "video"])
-def test_latents_of_another_corpus_are_encoded_anew(name, another):
+def test_latents_of_another_corpus_are_encoded_again(name, another):
     before, _ = encoded(another, name)
     shutil.rmtree(another.root / "corpus")
     other = build_corpus(another.root / "corpus", CorpusConfig(hours=0.004, seed=1, sentences=(1, 2)))
@@ -271,33 +255,33 @@ def test_latents_of_another_corpus_are_encoded_anew(name, another):
     assert not list(another.root.glob("*.partial"))
 
 
-def test_video_latents_of_a_vae_trained_on_are_encoded_anew(another, workshop):
+def test_video_latents_of_a_changed_vae_are_encoded_again(another, workshop):
     (before, written), (_, unchanged) = encoded(another, "video"), encoded(another, "audio")
     stage = another.stage("vae", lambda config: replace(quick(config), steps=STEPS + 1))
     assert run(stage, another.runs) == STEPS + 1
     after, again = encoded(another, "video")
     assert again > written
     assert not torch.equal(after, before)
-    # The encoder of sound is fitted in closed form and does not change.
+    # The audio encoder is fitted in closed form and does not change.
     assert encoded(another, "audio")[1] == unchanged
-    # What was built from the VAE before is not gone on with.
+    # A stage that was built from the previous VAE is not resumed.
     shutil.copytree(workshop.runs / "decoder", another.runs / "decoder")
-    with pytest.raises(TrainingError, match=r"must be of .* remove it or train in another directory"):
+    with pytest.raises(TrainingError, match=r"must be made of .* remove it or train in another directory"):
         run(another.stage("decoder", quick), another.runs)
 
 
-def test_latents_that_cannot_be_read_are_named(another):
+def test_a_file_of_latents_that_cannot_be_read_is_named(another):
     file = another.root / "audio_latents.pt"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(TrainingError, match=f"{file} must be a whole file .* run the same command again"):
+    with pytest.raises(TrainingError, match=f"{file} must be a complete file .* run the same command again"):
         another.audio()
 
 
-def test_a_preset_of_any_text_and_latents_is_trained_on_those_of_the_corpus(tmp_path):
+def test_every_preset_is_trained_on_phonemes_and_raw_latents(tmp_path):
     large = preset("5b")
     workshop = Workshop(tmp_path, large, torch.device("cpu"))
     assert large.orchestrator.tokenizer != workshop.preset.orchestrator.tokenizer == "phonemes"
-    # Else latents would be normalised twice and come back once.
+    # Otherwise latents would be normalised twice and denormalised once.
     assert set(workshop.preset.vae.latents_mean) == {0}
     assert set(workshop.preset.vae.latents_std) == {1}
     with pytest.raises(TrainingError, match="duration_dim must be above 0"):
@@ -312,10 +296,10 @@ def test_a_stage_is_refused_before_the_corpus_is_built(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_stage_whose_parent_has_not_ended_is_refused(another):
+def test_a_stage_with_an_unfinished_parent_is_refused(another):
     shutil.rmtree(another.runs)
     run(another.stage("vae", quick), another.runs, minutes=0)
-    with pytest.raises(TrainingError, match=r"got 1 of 2 steps .* run: streamchar train vae"):
+    with pytest.raises(TrainingError, match=r"has 1 of 2 steps; run: streamchar train vae"):
         another.stage("decoder", quick)
 
 
@@ -346,7 +330,7 @@ def test_an_export_is_the_average_in_bf16_with_a_picture(workshop, trained, tmp_
     assert [each.name for each in (tmp_path / "deep").iterdir()] == ["out"]
 
 
-def test_an_export_takes_the_place_of_a_checkpoint_and_keeps_its_card(workshop, trained, tmp_path):
+def test_an_export_replaces_a_checkpoint_and_keeps_its_card(workshop, trained, tmp_path):
     out = tmp_path / "out"
     export(workshop, "teacher", out)
     (out / "README.md").write_text("A card.")
@@ -363,7 +347,7 @@ def test_an_export_takes_the_place_of_a_checkpoint_and_keeps_its_card(workshop, 
     ("stage", "message"),
     [("student", "run: streamchar train student"), ("vae", "must be one of teacher, student, .* got 'vae'")],
 )
-def test_an_export_that_fails_leaves_what_is_there(stage, message, another, tmp_path_factory):
+def test_an_export_that_fails_changes_nothing(stage, message, another, tmp_path_factory):
     out = tmp_path_factory.mktemp("home") / "out"
     out.mkdir()
     for name in ("README.md", "config.json", "model.safetensors"):
@@ -377,11 +361,11 @@ def test_an_export_that_fails_leaves_what_is_there(stage, message, another, tmp_
 
 
 @pytest.mark.parametrize("other", ["thesis.tex", ".git"])
-def test_an_export_over_other_files_is_refused_and_leaves_them(other, workshop, tmp_path, monkeypatch):
+def test_an_export_over_other_files_is_refused(other, workshop, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / other).mkdir() if other == ".git" else (tmp_path / other).write_text("all my work")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TrainingError, match=f"checkpoint alone, got {tmp_path} with {other}; give"):
+    with pytest.raises(TrainingError, match=f"only a checkpoint, got {tmp_path} with {other}; choose"):
         export(workshop, "student", Path("."))
     assert {each.name for each in tmp_path.iterdir()} == {"config.json", other}
 

@@ -1,0 +1,1 @@
+"""A cartoon character whose mouth follows timed phonemes, drawn with torch."""

@@ -1,0 +1,1 @@
+"""English sentences generated from a grammar, word lists and passages."""

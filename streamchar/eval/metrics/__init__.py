@@ -1,0 +1,1 @@
+"""Measures on sound, picture and words, for any source."""

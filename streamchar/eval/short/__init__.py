@@ -1,0 +1,1 @@
+"""Score single sentences: word errors, lip sync, identity and speed of every source."""

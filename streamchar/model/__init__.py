@@ -1,0 +1,1 @@
+"""Networks that generate the latents of a chunk: the transformer, its KV cache and the orchestrator."""

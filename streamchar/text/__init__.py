@@ -1,0 +1,1 @@
+"""Text on its way into the model: normalisation, tokenizers, the transcript window and the text feed."""

@@ -1,0 +1,1 @@
+"""Muon, and modules with their optimizers and averaged weights."""
