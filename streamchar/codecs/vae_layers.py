@@ -45,7 +45,7 @@ class CausalConv3d(nn.Module):
         self.weight.data = self.weight.data.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
 
     def forward(self, x: Tensor, past: Past = None) -> Tensor:
-        """Convolve all frames of ``x``; ``past[self.slot]`` is read first, then set to the last input frames."""
+        """Convolve all frames of ``x``; read ``past[self.slot]``, then set it to the last input frames."""
         if self.history and past is None:
             x = F.pad(x, (0, 0) * 3 + (self.history, 0))
         elif self.history and past is not None:

@@ -10,6 +10,7 @@ from streamchar.config import DiTConfig, OrchestratorConfig, PictureConfig, VaeC
 from streamchar.engine import StreamCharEngine
 from streamchar.model.dit import JointDiT
 from streamchar.model.orchestrator import Orchestrator
+from streamchar.model.packing import Prefix
 from streamchar.runtime.request import ChunkRequest
 from streamchar.runtime.timeline import Timeline
 from streamchar.text.transcript_window import TextWindow
@@ -97,3 +98,8 @@ class OpenRow:
 
     def request(self):
         return ChunkRequest(self.row, self.timeline)
+
+
+def one_pass(orchestrator, ids, spoken, history, heard, x_audio, sigma, progress=None):
+    """Run the orchestrator over prefix and chunk in one pass."""
+    return orchestrator(Prefix(ids, spoken, history, heard, progress), x_audio, sigma)

@@ -302,7 +302,10 @@ def test_an_index_cannot_point_elsewhere(saved: Path, shard: object) -> None:
             "sampler.sigmas[1] must be float",
         ),
         (lambda value: value["config"]["sampler"].update(sigmas=1.0), "sampler.sigmas must be a list"),
-        (lambda value: value["config"]["sampler"].update(sigmas=[0.5]), "sampler.sigmas must be falling"),
+        (
+            lambda value: value["config"]["sampler"].update(sigmas=[0.5]),
+            "sampler.sigmas must be strictly decreasing",
+        ),
     ],
 )
 def test_a_config_at_fault_says_which_field(saved: Path, change: Callable[[dict], object], said: str) -> None:
@@ -342,7 +345,7 @@ def test_weights_may_be_read_by_whom_the_config_may(tmp_path: Path, modules: dic
 def test_nothing_is_overwritten(saved: Path, modules: dict[str, nn.Module]) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     for target in (saved, saved / "config.json"):
-        with pytest.raises(CheckpointError, match="exists already; give another directory"):
+        with pytest.raises(CheckpointError, match="already exists; give another directory"):
             save_pretrained(target, TINY, states(modules))
     assert before == {path.name: path.read_bytes() for path in saved.iterdir()}
     assert [path.name for path in saved.parent.iterdir()] == ["model"]

@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from streamchar.config import OrchestratorConfig
-from streamchar.model.durations import TYPICAL, DurationPredictor, planned_times, pointer_prior, token_times
+from streamchar.model.durations import (
+    TYPICAL_DURATION,
+    DurationPredictor,
+    planned_times,
+    pointer_prior,
+    token_times,
+)
 from streamchar.model.orchestrator import Orchestrator, OrchestratorState
+from streamchar.model.packing import Prefix
 from streamchar.model.pointer import PlannedPointer
 from tests.closeness import assert_close
+from tests.engine.small import one_pass
 
 CONFIG = OrchestratorConfig(
     dim=64,
@@ -79,7 +87,7 @@ def test_untrained_predictions_are_of_a_typical_length(rng):
     predictor.reset_parameters(rng)
     ids = torch.randint(50, (1, 40), generator=rng)
     durations = predictor(ids, torch.ones_like(ids, dtype=torch.bool))
-    assert ((durations > TYPICAL / 2) & (durations < 2 * TYPICAL)).all()
+    assert ((durations > TYPICAL_DURATION / 2) & (durations < 2 * TYPICAL_DURATION)).all()
 
 
 def test_the_prior_peaks_at_the_token_planned_for_a_frame():
@@ -129,14 +137,14 @@ def streamed(orchestrator, inputs):
     for field in fields(OrchestratorState):
         tensor = getattr(state, field.name)
         tensor.fill_(float("nan") if tensor.is_floating_point() else -7)
-    orchestrator.prefill(state, *prefix, progress)
+    orchestrator.prefill(state, Prefix(*prefix, progress))
     return orchestrator.step(state, x_audio, sigma)
 
 
 def test_a_streamed_chunk_is_that_of_one_pass(rng):
     orchestrator, inputs = build(rng), draw(rng)
     with torch.no_grad():
-        conditions, position = orchestrator(*inputs)
+        conditions, position = one_pass(orchestrator, *inputs)
     again = streamed(orchestrator, inputs)
     assert_close(again[0], conditions, torch.float32, 2 * GROWTH)
     assert_close(again[1], position, torch.float32, 2 * GROWTH)
@@ -148,11 +156,11 @@ def test_a_slower_pace_is_that_of_longer_durations_and_training_does_not_see_it(
     slower = Orchestrator(replace(CONFIG, duration_scale=1.5), CHANNELS, CHUNK)
     slower.load_state_dict(orchestrator.state_dict())
     with torch.no_grad():
-        plain = orchestrator(*inputs)
-        for made, expected in zip(slower(*inputs), plain, strict=True):
+        plain = one_pass(orchestrator, *inputs)
+        for made, expected in zip(one_pass(slower, *inputs), plain, strict=True):
             assert torch.equal(made, expected)
         orchestrator.durations.out.bias.add_(math.log(1.5))
-        conditions, position = orchestrator(*inputs)
+        conditions, position = one_pass(orchestrator, *inputs)
     # An exponential of a sum rounds otherwise than a product; twenty frames away that turns a phase by 1e-5.
     for made, expected, before in zip(streamed(slower, inputs), (conditions, position), plain, strict=True):
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
@@ -163,9 +171,9 @@ def test_draws_that_share_a_prefix_are_those_made_one_at_a_time(rng):
     orchestrator, inputs = build(rng), draw(rng, draws=3)
     *prefix, x_audio, sigma, progress = inputs
     with torch.no_grad():
-        conditions, position = orchestrator(*inputs)
+        conditions, position = one_pass(orchestrator, *inputs)
         for index in range(3):
-            alone = orchestrator(*prefix, x_audio[:, index], sigma[:, index], progress)
+            alone = one_pass(orchestrator, *prefix, x_audio[:, index], sigma[:, index], progress)
             assert_close(conditions[:, index], alone[0], torch.float32, 2 * GROWTH)
             assert_close(position[:, index], alone[1], torch.float32, 2 * GROWTH)
 
@@ -174,8 +182,8 @@ def test_draws_are_as_good_without_a_plan(rng):
     orchestrator = build(rng, replace(CONFIG, duration_dim=0))
     *prefix, x_audio, sigma, _ = draw(rng, draws=2)
     with torch.no_grad():
-        conditions, position = orchestrator(*prefix, x_audio, sigma)
-        alone = orchestrator(*prefix, x_audio[:, 1], sigma[:, 1])
+        conditions, position = one_pass(orchestrator, *prefix, x_audio, sigma)
+        alone = one_pass(orchestrator, *prefix, x_audio[:, 1], sigma[:, 1])
     assert_close(conditions[:, 1], alone[0], torch.float32, 2 * GROWTH)
     assert_close(position[:, 1], alone[1], torch.float32, 2 * GROWTH)
 
@@ -186,7 +194,8 @@ def test_progress_moves_the_plan_and_the_pointer_with_it(rng):
         orchestrator.pointer.query.weight.zero_()  # the plan alone decides
         orchestrator.pointer.offset.weight.zero_()
         positions = [
-            orchestrator(*inputs[:6], torch.tensor([said, 0.0, 0.0, 0.0]))[1][0] for said in (0.0, 2.0, 6.0)
+            one_pass(orchestrator, *inputs[:6], torch.tensor([said, 0.0, 0.0, 0.0]))[1][0]
+            for said in (0.0, 2.0, 6.0)
         ]
     assert (positions[0] < positions[1]).all()
     assert (positions[1] < positions[2]).all()
@@ -196,11 +205,11 @@ def test_progress_moves_the_plan_and_the_pointer_with_it(rng):
 def test_an_orchestrator_follows_its_plan_where_that_is_its_pointer(rng):
     orchestrator, inputs = build(rng), draw(rng)
     with torch.no_grad():
-        conditions = orchestrator(*inputs)[0]
+        conditions = one_pass(orchestrator, *inputs)[0]
         orchestrator.pointer = PlannedPointer(CHUNK)
-        again, position = orchestrator(*inputs)
+        again, position = one_pass(orchestrator, *inputs)
         streaming = streamed(orchestrator, inputs)[1]
-        other = orchestrator(*inputs[:4], torch.randn_like(inputs[4]), *inputs[5:])[1]
+        other = one_pass(orchestrator, *inputs[:4], torch.randn_like(inputs[4]), *inputs[5:])[1]
     assert torch.equal(again, conditions)  # what is said depends on no pointer
     assert torch.equal(position, other)  # and the place on no audio
     assert_close(streaming, position, torch.float32, 2 * GROWTH)
@@ -211,9 +220,9 @@ def test_an_orchestrator_follows_its_plan_where_that_is_its_pointer(rng):
 def test_no_progress_is_the_beginning(rng):
     orchestrator, inputs = build(rng), draw(rng)
     with torch.no_grad():
-        nothing = orchestrator(*inputs[:6])[0]
-        zero = orchestrator(*inputs[:6], torch.zeros(4))[0]
-        later = orchestrator(*inputs)[0]
+        nothing = one_pass(orchestrator, *inputs[:6])[0]
+        zero = one_pass(orchestrator, *inputs[:6], torch.zeros(4))[0]
+        later = one_pass(orchestrator, *inputs)[0]
     assert torch.equal(nothing, zero)
     assert not torch.allclose(nothing[0], later[0])
 
@@ -221,7 +230,7 @@ def test_no_progress_is_the_beginning(rng):
 def test_durations_are_learned_from_durations_alone(rng):
     orchestrator, inputs = build(rng), draw(rng)
     orchestrator.durations.reset_parameters(rng)  # a plan that leaves the pointer something to decide
-    conditions, position = orchestrator(*inputs)
+    conditions, position = one_pass(orchestrator, *inputs)
     (conditions.square().sum() + position.sum()).backward()
     assert all(parameter.grad is None for parameter in orchestrator.durations.parameters())
     assert orchestrator.pointer.query.weight.grad.abs().max() > 0

@@ -16,7 +16,7 @@ from streamchar.model.denoiser import Denoiser
 from streamchar.model.kv_cache import KVCache
 from streamchar.model.orchestrator import append_history
 from tests.closeness import assert_close
-from tests.engine.small import PLANNED, SMALL, TEXT, OpenRow, build, media, picture, take
+from tests.engine.small import PLANNED, SMALL, TEXT, OpenRow, build, media, one_pass, picture, take
 from tests.engine.threads import Steps
 
 T = SMALL.chunk.latent_frames
@@ -41,7 +41,7 @@ def from_scratch(engine, reference, seed, windows):
         number = torch.tensor([chunk])
         sampler_noise(x_video, x_audio, seeds, number)
         for step in range(denoiser.steps):
-            memory = KVCache(preset)
+            cache = KVCache(preset)
             given = {"reference": latent[:, None]}
             if video:
                 given |= {"sink": video[0][:, : preset.chunk.sink_latents]}
@@ -49,12 +49,12 @@ def from_scratch(engine, reference, seed, windows):
             for role, latents in given.items():
                 if not latents.shape[1]:
                     continue
-                dit.commit(role, latents, denoiser.modulation, memory)
-                memory.set_valid(0, **{role: True})
+                dit.commit(role, latents, denoiser.modulation, cache)
+                cache.set_valid(0, **{role: True})
             sigma = denoiser.sigmas[step].expand(1)
-            c_a, _ = orchestrator(ids, count, history, lengths, x_audio, sigma, progress)
+            c_a, _ = one_pass(orchestrator, ids, count, history, lengths, x_audio, sigma, progress)
             index = torch.tensor([step], dtype=torch.int32)
-            v_video, v_audio = dit.step(x_video, x_audio, c_a, index, denoiser.modulation, memory)
+            v_video, v_audio = dit.step(x_video, x_audio, c_a, index, denoiser.modulation, cache)
             sampler_step(x_video, x_audio, v_video, v_audio, denoiser.sigmas, index, seeds, number)
         video.append(x_video)
         audio.append(x_audio)

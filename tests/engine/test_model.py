@@ -77,11 +77,11 @@ class Inputs:
 
 
 def commit_all(
-    model: JointDiT, memory: KVCache, modulation: Modulation, inputs: Inputs, roles: list[str], row: int = 0
+    model: JointDiT, cache: KVCache, modulation: Modulation, inputs: Inputs, roles: list[str], row: int = 0
 ) -> None:
     for role in roles:
-        model.commit(role, inputs.clean[role].to(memory.k[0]), modulation, memory)
-        memory.set_valid(row, **{role: True})
+        model.commit(role, inputs.clean[role].to(cache.k[0]), modulation, cache)
+        cache.set_valid(row, **{role: True})
 
 
 def dense(
@@ -162,14 +162,14 @@ def dense(
     return v_video, affine("audio_out", y[video:])
 
 
-def through_memory(
-    model: JointDiT, inputs: Inputs, roles: list[str], level: int, memory: KVCache
+def through_cache(
+    model: JointDiT, inputs: Inputs, roles: list[str], level: int, cache: KVCache
 ) -> tuple[torch.Tensor, torch.Tensor]:
     weights = model.table
     modulation = model.modulation(torch.tensor(SIGMAS, dtype=weights.dtype, device=weights.device))
-    commit_all(model, memory, modulation, inputs, roles)
+    commit_all(model, cache, modulation, inputs, roles)
     step = torch.tensor([level], dtype=torch.int32, device=weights.device)
-    return model.step(*inputs.noisy(weights.device, weights.dtype), step, modulation, memory)
+    return model.step(*inputs.noisy(weights.device, weights.dtype), step, modulation, cache)
 
 
 CASES = {
@@ -190,12 +190,12 @@ def test_cached_conditioning_equals_one_dense_pass(device, rng, head_dim, dtype,
     if dtype == torch.float32:
         inputs.video, inputs.audio, inputs.c_a = (x.float().double() for x in inputs.noisy("cpu", dtype))
         inputs.clean = {role: x.float().double() for role, x in inputs.clean.items()}
-    memory = KVCache(config, device=device, dtype=dtype)
+    cache = KVCache(config, device=device, dtype=dtype)
     # Whatever no one has written must not be read.
-    for buffer in (*memory.k, *memory.v):
+    for buffer in (*cache.k, *cache.v):
         buffer.fill_(float("nan"))
     sigma = torch.tensor(SIGMAS[1], dtype=dtype).item()
-    results = through_memory(model, inputs, roles, 1, memory)
+    results = through_cache(model, inputs, roles, 1, cache)
     for out, reference in zip(results, dense(model, inputs, roles, sigma)):
         assert out.dtype == dtype
         assert_close(out[0], reference, dtype, GROWTH)
@@ -204,12 +204,12 @@ def test_cached_conditioning_equals_one_dense_pass(device, rng, head_dim, dtype,
 def test_bf16_stays_within_its_own_rounding(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.bfloat16), Inputs(config, rng)
-    memory = KVCache(config, device=device, dtype=torch.bfloat16)
+    cache = KVCache(config, device=device, dtype=torch.bfloat16)
     inputs.video, inputs.audio, inputs.c_a = (
         x.double() for x in inputs.noisy(torch.device("cpu"), torch.bfloat16)
     )
     inputs.clean = {role: x.bfloat16().double() for role, x in inputs.clean.items()}
-    results = through_memory(model, inputs, CASES["later chunk"], 2, memory)
+    results = through_cache(model, inputs, CASES["later chunk"], 2, cache)
     for out, reference in zip(results, dense(model, inputs, CASES["later chunk"], SIGMAS[2])):
         assert out.dtype == torch.bfloat16
         # Independent roundings of half an epsilon add up as their root: a quarter of the bound.
@@ -220,7 +220,7 @@ def test_every_conditioning_segment_changes_the_result(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng)
     results = [
-        through_memory(model, inputs, roles, 1, KVCache(config, device=device))[0] for roles in CASES.values()
+        through_cache(model, inputs, roles, 1, KVCache(config, device=device))[0] for roles in CASES.values()
     ]
     for index, one in enumerate(results):
         for other in results[:index]:
@@ -230,11 +230,11 @@ def test_every_conditioning_segment_changes_the_result(device, rng):
 def test_an_absent_segment_is_not_seen_even_when_it_was_written(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng)
-    memory = KVCache(config, device=device)
-    later = through_memory(model, inputs, CASES["later chunk"], 0, memory)
-    memory.set_valid(0, sink=False, motion=False)
-    first = through_memory(model, inputs, CASES["first chunk"], 0, memory)
-    fresh = through_memory(model, inputs, CASES["first chunk"], 0, KVCache(config, device=device))
+    cache = KVCache(config, device=device)
+    later = through_cache(model, inputs, CASES["later chunk"], 0, cache)
+    cache.set_valid(0, sink=False, motion=False)
+    first = through_cache(model, inputs, CASES["first chunk"], 0, cache)
+    fresh = through_cache(model, inputs, CASES["first chunk"], 0, KVCache(config, device=device))
     assert relative_error(first[0], later[0].double()) > 1e-3
     assert all(map(torch.equal, first, fresh))
 
@@ -242,7 +242,7 @@ def test_an_absent_segment_is_not_seen_even_when_it_was_written(device, rng):
 def test_conditioning_of_no_latents_is_conditioning_that_never_came(device, rng):
     config = small_preset()
     inputs = Inputs(config, rng)
-    expected = through_memory(
+    expected = through_cache(
         small_model(config, device, torch.float32),
         inputs,
         CASES["first chunk"],
@@ -251,7 +251,7 @@ def test_conditioning_of_no_latents_is_conditioning_that_never_came(device, rng)
     )
     bare = replace(config, chunk=replace(config.chunk, sink_latents=0, motion_latents=0))
     inputs.clean |= {role: inputs.clean[role][:, :0] for role in ("sink", "motion")}
-    results = through_memory(
+    results = through_cache(
         small_model(bare, device, torch.float32),
         inputs,
         CASES["later chunk"],
@@ -266,15 +266,15 @@ def test_rows_at_different_points_equal_rows_alone(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng, batch=2)
     modulation = model.modulation(torch.tensor(SIGMAS, device=device))
-    memory = KVCache(config, batch=2, device=device)
+    cache = KVCache(config, batch=2, device=device)
     levels, roles = (0, 2), (CASES["first chunk"], CASES["later chunk"])
     for role in ("reference", "sink", "motion"):
         for row in range(2):
-            memory.set_valid(row, **{role: role in roles[row]})
+            cache.set_valid(row, **{role: role in roles[row]})
         due = torch.tensor([role in roles[row] for row in range(2)], device=device)
-        model.commit(role, inputs.clean[role].to(memory.k[0]), modulation, memory, due)
+        model.commit(role, inputs.clean[role].to(cache.k[0]), modulation, cache, due)
     step = torch.tensor(levels, dtype=torch.int32, device=device)
-    results = model.step(*inputs.noisy(device, torch.float32), step, modulation, memory)
+    results = model.step(*inputs.noisy(device, torch.float32), step, modulation, cache)
     for row in range(2):
         for out, reference in zip(results, dense(model, inputs, roles[row], SIGMAS[levels[row]], row)):
             assert_close(out[row], reference, torch.float32, GROWTH)
@@ -284,14 +284,14 @@ def test_commit_leaves_rows_that_are_not_due_bit_for_bit(device, rng):
     config = small_preset()
     model, inputs = small_model(config, device, torch.float32), Inputs(config, rng, batch=2)
     modulation = model.modulation(torch.tensor(SIGMAS, device=device))
-    memory = KVCache(config, batch=2, device=device)
-    for buffer in (*memory.k, *memory.v):
+    cache = KVCache(config, batch=2, device=device)
+    for buffer in (*cache.k, *cache.v):
         buffer.normal_()
-    before = [buffer.clone() for buffer in (*memory.k, *memory.v)]
+    before = [buffer.clone() for buffer in (*cache.k, *cache.v)]
     due = torch.tensor([False, True], device=device)
-    model.commit("motion", inputs.clean["motion"].to(device, torch.float32), modulation, memory, due)
-    start, length = memory.regions["motion"]
-    for old, new in zip(before, (*memory.k, *memory.v)):
+    model.commit("motion", inputs.clean["motion"].to(device, torch.float32), modulation, cache, due)
+    start, length = cache.regions["motion"]
+    for old, new in zip(before, (*cache.k, *cache.v)):
         assert torch.equal(old[0], new[0])
         changed = (old[1] != new[1]).flatten(1).any(1).nonzero().flatten().tolist()
         assert changed == list(range(start, start + length))
@@ -314,12 +314,12 @@ def test_nothing_reads_a_device_value_on_the_host(rng):
     # Meta tensors have no values: whatever asked for one, or for a shape that depends on one, would raise.
     config = small_preset()
     model = JointDiT(config).to("meta").requires_grad_(False)
-    inputs, memory = Inputs(config, rng, batch=2), KVCache(config, batch=2, device="meta")
+    inputs, cache = Inputs(config, rng, batch=2), KVCache(config, batch=2, device="meta")
     modulation = model.modulation(torch.empty(3, device="meta"))
     due, step = (torch.empty(2, dtype=dtype, device="meta") for dtype in (torch.bool, torch.int32))
     for role, latents in inputs.clean.items():
-        model.commit(role, latents.to("meta"), modulation, memory, due)
-    v_video, v_audio = model.step(*inputs.noisy("meta", torch.float32), step, modulation, memory)
+        model.commit(role, latents.to("meta"), modulation, cache, due)
+    v_video, v_audio = model.step(*inputs.noisy("meta", torch.float32), step, modulation, cache)
     assert (v_video.shape, v_audio.shape) == (inputs.video.shape, inputs.audio.shape)
     assert v_video.is_contiguous()
     assert v_audio.is_contiguous()
@@ -330,7 +330,7 @@ def test_triton_and_pytorch_give_the_same_step(device, rng):
     inputs, results = Inputs(config, rng), []
     for backend in ("triton", "torch"):
         model = small_model(config, device, torch.float32, backend)
-        results.append(through_memory(model, inputs, CASES["later chunk"], 1, KVCache(config, device=device)))
+        results.append(through_cache(model, inputs, CASES["later chunk"], 1, KVCache(config, device=device)))
     for out, reference in zip(*results):
         # Both are off.
         assert_close(out, reference, torch.float32, 2 * GROWTH)
@@ -353,14 +353,14 @@ def test_random_weights_keep_activations_at_scale(device, rng, record_property):
     config = preset("tiny")
     torch.manual_seed(0)
     model = JointDiT(config).to(device).requires_grad_(False)
-    inputs, memory = Inputs(config, rng), KVCache(config, device=device)
+    inputs, cache = Inputs(config, rng), KVCache(config, device=device)
     scales: list[float] = []
     for block in model.blocks:
         # Queries, of four dimensions, are what the last block of a commit leaves: it only writes.
         block.register_forward_hook(
             lambda _, given, x: scales.append(x.std().item()) if x.dim() == 3 else None
         )
-    v_video, v_audio = through_memory(model, inputs, CASES["later chunk"], 0, memory)
+    v_video, v_audio = through_cache(model, inputs, CASES["later chunk"], 0, cache)
     record_property("scales", scales)
     assert len(scales) == 4 * config.dit.layers - 3
     assert all(0.5 < scale < 2 for scale in scales)
@@ -372,7 +372,7 @@ def test_gradients_are_those_of_the_function(device, rng):
     config = small_preset()
     model = small_model(config, device, torch.float64, "torch").requires_grad_(True)
     inputs = Inputs(config, rng)
-    memory = KVCache(config, device=device, dtype=torch.float64)
+    cache = KVCache(config, device=device, dtype=torch.float64)
     parameters = dict(model.named_parameters())
     direction = {
         name: torch.randn(p.shape, generator=rng, dtype=torch.float64).to(device) * p.detach().std()
@@ -381,8 +381,8 @@ def test_gradients_are_those_of_the_function(device, rng):
     weight = torch.randn(inputs.video.shape, generator=rng, dtype=torch.float64).to(device)
 
     def loss() -> torch.Tensor:
-        memory.detach_()
-        v_video, v_audio = through_memory(model, inputs, CASES["later chunk"], 1, memory)
+        cache.detach_()
+        v_video, v_audio = through_cache(model, inputs, CASES["later chunk"], 1, cache)
         return (v_video * weight).sum() + v_audio.sum()
 
     # Twice, as training does: the second pass must not reach back into the first.
@@ -410,7 +410,7 @@ def arguments(config: Preset, rng: torch.Generator) -> dict[str, object]:
         "c_a": c_a,
         "step": torch.zeros(1, dtype=torch.int32),
         "modulation": JointDiT(config).modulation(torch.tensor(SIGMAS)),
-        "memory": KVCache(config),
+        "cache": KVCache(config),
     }
 
 
@@ -422,9 +422,9 @@ def arguments(config: Preset, rng: torch.Generator) -> dict[str, object]:
         ("c_a", torch.zeros(1, 11, 256), r"c_a must be .* = \[1, 12, 256\]"),
         ("step", torch.zeros(2, dtype=torch.int32), r"step must be \[batch\] = \[1\]"),
         ("step", torch.zeros(1, dtype=torch.int64), "step must be int32, got int64"),
-        ("memory", KVCache(small_preset(), dtype=torch.bfloat16), "memory.k must be float32, got bfloat16"),
-        ("memory", KVCache(small_preset(128)), "memory must be made for preset 'tiny' and its sizes"),
-        ("memory", KVCache(small_preset(), batch=2), r"x_video must be .* = \[2, 3"),
+        ("cache", KVCache(small_preset(), dtype=torch.bfloat16), "cache.k must be float32, got bfloat16"),
+        ("cache", KVCache(small_preset(128)), "cache must be built for the sizes of preset 'tiny'"),
+        ("cache", KVCache(small_preset(), batch=2), r"x_video must be .* = \[2, 3"),
     ],
 )
 def test_a_step_that_does_not_fit_is_refused(rng, name, wrong, message):
@@ -437,7 +437,7 @@ def test_a_step_that_does_not_fit_is_refused(rng, name, wrong, message):
 @pytest.mark.parametrize(
     ("role", "frames", "due", "message"),
     [
-        ("chunk", 3, None, r"role must be 'reference' or 'sink' or 'motion', got 'chunk'; chunks go through"),
+        ("chunk", 3, None, r"role must be 'reference' or 'sink' or 'motion', got 'chunk'; use step"),
         ("motion", 3, None, r"latents must be .* = \[1, 2, 16, 4, 6\], got \[1, 3"),
         ("motion", 2, torch.ones(2, dtype=torch.bool), r"due must be \[batch\] = \[1\]"),
         ("motion", 2, torch.ones(1), "due must be bool, got float32"),
@@ -448,7 +448,7 @@ def test_a_commit_that_does_not_fit_is_refused(rng, role, frames, due, message):
     given = arguments(config, rng)
     latents = torch.zeros(1, frames, 16, 4, 6)
     with pytest.raises(KernelArgumentError, match=message):
-        JointDiT(config).commit(role, latents, given["modulation"], given["memory"], due)
+        JointDiT(config).commit(role, latents, given["modulation"], given["cache"], due)
 
 
 @pytest.mark.parametrize("sigmas", [torch.zeros(1, 2), torch.zeros(2, dtype=torch.int32)])

@@ -12,9 +12,11 @@ from streamchar.checkpoint import CheckpointError
 from streamchar.config import OrchestratorConfig, preset
 from streamchar.kernels import KernelArgumentError
 from streamchar.model.orchestrator import Orchestrator, OrchestratorState, append_history
+from streamchar.model.packing import Prefix
 from streamchar.model.qwen2 import read_qwen2_config
 from streamchar.numerics import relative_error
 from tests.closeness import assert_close
+from tests.engine.small import one_pass
 
 CONFIG = OrchestratorConfig(
     dim=64,
@@ -74,7 +76,7 @@ def poisoned_state(orchestrator, batch):
 
 def streamed(orchestrator, inputs):
     state = poisoned_state(orchestrator, inputs[0].shape[0])
-    orchestrator.prefill(state, *inputs[:4])
+    orchestrator.prefill(state, Prefix(*inputs[:4]))
     return orchestrator.step(state, *inputs[4:])
 
 
@@ -119,8 +121,12 @@ def test_a_checkpoint_of_transformers_has_the_same_hidden_states(peer, layout, r
     orchestrator = from_peer(folder / layout)
     assert orchestrator.config == CONFIG
     inputs = draw(rng, torch.device("cpu"), lengths=([TEXT] * 2, [HISTORY] * 2))
+    seen = []
+    orchestrator.model.register_forward_hook(lambda module, given, states: seen.append(states))
     with torch.no_grad():
-        ours = orchestrator.packed_states(*inputs)[:, :TEXT]
+        one_pass(orchestrator, *inputs)
+        (states,) = seen
+        ours = states[:, :TEXT]
         theirs = model(input_ids=inputs[0]).last_hidden_state
     # Both sides round in fp32.
     assert_close(ours, theirs, torch.float32, growth=2 * GROWTH)
@@ -147,7 +153,7 @@ def test_streamed_equals_one_pass_for_ragged_rows(dtype, device, rng):
     inputs = draw(rng, device, dtype)
     conditions, position = streamed(orchestrator, inputs)
     with torch.no_grad():
-        whole, whole_position = orchestrator(*inputs)
+        whole, whole_position = one_pass(orchestrator, *inputs)
     assert conditions.shape == (len(LENGTHS[0]), CHUNK, CONFIG.dim)
     assert_close(conditions, whole, dtype, growth=2 * GROWTH)
     assert_close(position, whole_position, dtype, growth=2 * GROWTH)
@@ -159,14 +165,14 @@ def test_every_step_of_a_chunk_reads_the_same_prefix(device, rng):
     orchestrator = build(torch.float64, device, rng)
     inputs = draw(rng, device, torch.float64)
     state = poisoned_state(orchestrator, len(LENGTHS[0]))
-    orchestrator.prefill(state, *inputs[:4])
+    orchestrator.prefill(state, Prefix(*inputs[:4]))
     prefix = state.k[:, :, :PREFIX].clone(), state.v[:, :, :PREFIX].clone()
     for sigma in (1.0, 0.9375, 0.625):
         x_audio = torch.randn(inputs[4].shape, generator=rng, dtype=torch.float64).to(device)
         level = torch.full_like(inputs[5], sigma)
         conditions, _ = orchestrator.step(state, x_audio, level)
         with torch.no_grad():
-            whole, _ = orchestrator(*inputs[:4], x_audio, level)
+            whole, _ = one_pass(orchestrator, *inputs[:4], x_audio, level)
         assert_close(conditions, whole, torch.float64, growth=2 * GROWTH)
     assert torch.equal(state.k[:, :, :PREFIX], prefix[0])
     assert torch.equal(state.v[:, :, :PREFIX], prefix[1])
@@ -215,7 +221,7 @@ def test_a_recorded_chunk_replays_with_changed_tensors_at_the_same_addresses(dev
 
     def chunk(inputs, buffers):
         alike = OrchestratorState(**dict(zip(names, buffers)))
-        orchestrator.prefill(alike, *inputs[:4])
+        orchestrator.prefill(alike, Prefix(*inputs[:4]))
         return orchestrator.step(alike, *inputs[4:])
 
     empty = ([0] * len(LENGTHS[0]), [0] * len(LENGTHS[0]))
@@ -227,7 +233,7 @@ def test_a_recorded_chunk_replays_with_changed_tensors_at_the_same_addresses(dev
             old.copy_(new)
         conditions, position = recorded(inputs, buffers)
         with torch.no_grad():
-            whole, whole_position = orchestrator(*inputs)
+            whole, whole_position = one_pass(orchestrator, *inputs)
         assert_close(conditions, whole, torch.float64, growth=2 * GROWTH)
         assert_close(position, whole_position, torch.float64, growth=2 * GROWTH)
     assert addresses == [tensor.data_ptr() for tensor in (*inputs, *buffers)]
@@ -250,12 +256,12 @@ def test_an_orchestrator_without_history_works(device, rng):
     inputs = (ids, spoken, history[:, :0], torch.zeros_like(spoken), x_audio, sigma)
     conditions, _ = streamed(orchestrator, inputs)
     with torch.no_grad():
-        assert_close(conditions, orchestrator(*inputs)[0], torch.float32, growth=2 * GROWTH)
+        assert_close(conditions, one_pass(orchestrator, *inputs)[0], torch.float32, growth=2 * GROWTH)
 
 
 def test_gradients_reach_every_parameter(device, rng):
     orchestrator = build(torch.float32, device, rng)
-    conditions, position = orchestrator(*draw(rng, device))
+    conditions, position = one_pass(orchestrator, *draw(rng, device))
     (conditions.square().sum() + position.sum()).backward()
     for name, parameter in orchestrator.named_parameters():
         assert parameter.grad is not None, name
@@ -276,7 +282,7 @@ def test_random_weights_of_the_tiny_preset_have_unit_activations(device):
     history = torch.randn(1, config.history_tokens, channels, device=device)
     used = 3 * text // 4, 5 * config.history_tokens // 6
     spoken, heard = (torch.tensor([n], dtype=torch.int32, device=device) for n in used)
-    orchestrator.prefill(state, ids, spoken, history, heard)
+    orchestrator.prefill(state, Prefix(ids, spoken, history, heard))
     x_audio = torch.randn(1, config.audio_tokens, channels, device=device)
     conditions, position = orchestrator.step(state, x_audio, torch.ones(1, device=device))
     assert conditions.std().item() == pytest.approx(1.0, abs=0.1)
@@ -336,7 +342,7 @@ def test_a_wrong_tensor_is_refused_by_name(argument, index, wrong, device, rng):
     orchestrator = build(torch.float32, device, rng)
     inputs = list(draw(rng, device))
     inputs[index] = wrong(inputs[index])
-    for run in (lambda: streamed(orchestrator, inputs), lambda: orchestrator(*inputs)):
+    for run in (lambda: streamed(orchestrator, inputs), lambda: one_pass(orchestrator, *inputs)):
         with pytest.raises(KernelArgumentError) as error:
             run()
         assert error.value.argument == argument
@@ -395,8 +401,8 @@ def test_weights_that_do_not_fit_are_refused(peer, tmp_path):
     good = {name: tensor.contiguous() for name, tensor in peer[0].state_dict().items()}
     name = "layers.1.mlp.up_proj.weight"
     broken = {
-        f"lacks the tensors {name}": {key: value for key, value in good.items() if key != name},
-        "tensor 'visual.weight' is not a part of this model": good | {"visual.weight": torch.zeros(2)},
+        f"tensor {name!r} is missing": {key: value for key, value in good.items() if key != name},
+        "tensor 'visual.weight' is unexpected": good | {"visual.weight": torch.zeros(2)},
         f"tensor '{name}' must have shape [96, 64], got [64, 96]": good | {name: good[name].T.contiguous()},
         f"tensor '{name}' must be finite": good | {name: good[name] * float("nan")},
     }
@@ -412,10 +418,10 @@ def test_a_truncated_or_absent_file_is_refused(peer, tmp_path):
     folder = copied(peer[1] / "lm", tmp_path / "cut")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="must hold whole safetensors files"):
+    with pytest.raises(CheckpointError, match="must hold complete safetensors files"):
         from_peer(folder)
     weights.unlink()
-    with pytest.raises(CheckpointError, match="must hold whole safetensors files"):
+    with pytest.raises(CheckpointError, match="must hold complete safetensors files"):
         from_peer(folder)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         from_peer(tmp_path / "nowhere")

@@ -38,7 +38,7 @@ def small_preset() -> Preset:
 
 
 class Scene:
-    """A model, a memory with its reference committed, and the buffers of a chunk."""
+    """A model, a cache with its reference committed, and the buffers of a chunk."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Scene:
         self.model.to(device)
         self.clean, self.c_a = (x.to(device).repeat(batch, *(1,) * (x.dim() - 1)) for x in (clean, c_a))
         self.denoiser = Denoiser(self.model, schedule, batch)
-        self.memory = KVCache(config, batch, device)
+        self.cache = KVCache(config, batch, device)
         self.commit("reference", self.clean[:, : config.chunk.reference_latents])
         self.x_video = torch.full_like(self.clean, float("nan"))
         self.x_audio = torch.full((batch, config.audio_tokens, audio_channels), float("nan"), device=device)
@@ -67,9 +67,9 @@ class Scene:
         self.chunk = torch.zeros(batch, dtype=torch.int64, device=device)
 
     def commit(self, role: str, latents: torch.Tensor) -> None:
-        self.model.commit(role, latents, self.denoiser.modulation, self.memory)
-        for row in range(self.memory.batch):
-            self.memory.set_valid(row, **{role: True})
+        self.model.commit(role, latents, self.denoiser.modulation, self.cache)
+        for row in range(self.cache.batch):
+            self.cache.set_valid(row, **{role: True})
 
     def remember(self) -> None:
         """Make sink and motion of the clean latents."""
@@ -88,14 +88,14 @@ class Scene:
             self.seed,
             self.chunk,
             self.conditions if conditions is None else conditions,
-            self.memory,
+            self.cache,
         )
         return self.x_video.clone(), self.x_audio.clone()
 
     def addresses(self) -> list[int]:
         tensors = [self.x_video, self.x_audio, self.denoiser.sigmas, *self.denoiser.modulation]
-        tensors += [*self.memory.k, *self.memory.v]
-        tensors += [tables.segments for tables in self.memory.tables.values()]
+        tensors += [*self.cache.k, *self.cache.v]
+        tensors += [tables.segments for tables in self.cache.tables.values()]
         return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -117,7 +117,7 @@ def test_the_loop_follows_its_equation(device, mode):
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         c_a = scene.conditions(x[1], torch.full((1,), sigma, device=device))
         at = torch.full((1,), step, dtype=torch.int32, device=device)
-        v = scene.model.step(*x, c_a, at, modulation, scene.memory)
+        v = scene.model.step(*x, c_a, at, modulation, scene.cache)
         if mode == "euler":
             x = [a + (sigma_next - sigma) * b for a, b in zip(x, v)]
         else:
@@ -183,7 +183,7 @@ def test_a_replay_with_changed_tensors_equals_a_fresh_run_at_old_addresses(devic
     for old, new in zip(first, second):
         assert relative_error(new, old.double()) > 0.1
     # And back: no trace of the second run is left.
-    scene.memory.set_valid(0, sink=False, motion=False)
+    scene.cache.set_valid(0, sink=False, motion=False)
     scene.seed.fill_(11)
     scene.chunk.zero_()
     scene.c_a.mul_(2)
@@ -196,20 +196,20 @@ def test_rows_do_not_disturb_one_another(device):
     both = Scene(device, batch=2)
     both.seed[1], both.chunk[1] = 12, 3
     for row in range(2):
-        single = both.memory.row(row)
+        single = both.cache.row(row)
         single.set_valid(0, reference=row == 0)
     results = both.run()
     for row in range(2):
         one = Scene(device)
         one.seed.fill_(11 + row)
         one.chunk.fill_(3 * row)
-        one.memory.set_valid(0, reference=row == 0)
+        one.cache.set_valid(0, reference=row == 0)
         for out, reference in zip(results, one.run()):
             # A batched product may sum in another order: a few roundings in each of four steps.
             assert_close(out[row : row + 1], reference, torch.float32, 4 * 30)
     # A row with nothing due may hold anything.
-    both.memory.k[0][1].fill_(float("nan"))
-    both.memory.v[1][1].fill_(float("nan"))
+    both.cache.k[0][1].fill_(float("nan"))
+    both.cache.v[1][1].fill_(float("nan"))
     both.c_a[1].fill_(float("nan"))
     for out, reference in zip(both.run(), results):
         assert torch.equal(out[0], reference[0])
@@ -228,7 +228,7 @@ def test_steps_one_by_one_are_the_whole(device):
             scene.seed,
             scene.chunk,
             lambda x_audio, sigma: scene.c_a,
-            scene.memory,
+            scene.cache,
         )
     for out, reference in zip((scene.x_video, scene.x_audio), whole):
         assert_close(out, reference, torch.float32, 4 * 30)
@@ -238,12 +238,12 @@ def test_the_whole_loop_reads_no_device_value_on_the_host():
     # Meta tensors have no values to read.
     config = small_preset()
     model = JointDiT(config).to("meta").requires_grad_(False)
-    memory, denoiser = KVCache(config, 2, "meta"), Denoiser(model, batch=2)
+    cache, denoiser = KVCache(config, 2, "meta"), Denoiser(model, batch=2)
     x_video = torch.empty(2, 3, 16, 4, 6, device="meta")
     x_audio = torch.empty(2, 12, 32, device="meta")
     c_a = torch.empty(2, 12, 256, device="meta")
     seed = torch.empty(2, dtype=torch.int64, device="meta")
-    denoiser(x_video, x_audio, seed, seed, c_a, memory)
+    denoiser(x_video, x_audio, seed, seed, c_a, cache)
 
 
 def test_weights_that_change_are_taken_up(device):
@@ -280,11 +280,11 @@ def test_arguments_that_do_not_fit_are_refused(device):
         scene.denoiser.set_schedule(SamplerConfig((1.0, 0.5)))
     with pytest.raises(KernelArgumentError, match=r"config\.mode must be 'renoise', got euler"):
         scene.denoiser.set_schedule(SamplerConfig.shifted(4))
-    given = (scene.x_video, scene.x_audio, scene.seed, scene.chunk, scene.conditions, scene.memory)
+    given = (scene.x_video, scene.x_audio, scene.seed, scene.chunk, scene.conditions, scene.cache)
     with pytest.raises(KernelArgumentError, match="index must be between 0 and 3, got 4"):
         scene.denoiser.step(4, *given)
     with pytest.raises(KernelArgumentError, match="seed must be int64, got int32"):
         scene.denoiser(*given[:2], scene.seed.int(), *given[3:])
     wide = KVCache(scene.model.preset, 2, device)
-    with pytest.raises(KernelArgumentError, match=r"memory\.batch must be 1 as here, got 2"):
+    with pytest.raises(KernelArgumentError, match=r"cache\.batch must be 1, as in this Denoiser, got 2"):
         scene.denoiser(*given[:-1], wide)

@@ -324,8 +324,8 @@ def test_bf16_follows_fp32(rng, device):
         (lambda vae, state: vae.encode(torch.zeros(1, 4, 3, 24, 16)), "1 + 4 n frames, got 4"),
         (lambda vae, state: vae.encode(torch.zeros(1, 3, 5, 24, 16)), "frames must have shape"),
         (lambda vae, state: vae.new_state(0, CELLS), "batch and latent_size must be positive"),
-        (lambda vae, state: state.row(2), "index must be a row below batch = 2, got 2"),
-        (lambda vae, state: state.reset(-1), "index must be a row below batch = 2, got -1"),
+        (lambda vae, state: state.row(2), "index must be between 0 and 1, got 2"),
+        (lambda vae, state: state.reset(-1), "index must be between 0 and 1, got -1"),
     ],
 )
 def test_a_tensor_of_the_wrong_shape_is_refused(call, message):
@@ -364,8 +364,8 @@ def _truncate(directory):
         (lambda d: edit_config(d, z_dim="removed"), "must have 'z_dim'"),
         (lambda d: edit_config(d, dim_mult=None), "must be the config.json of an AutoencoderKLWan"),
         (lambda d: edit_config(d, latents_std=[1.0]), "latents_std must be z_dim = 4 numbers, got 1"),
-        (lambda d: (d / WEIGHTS).unlink(), "must hold whole safetensors files"),
-        (_truncate, "must hold whole safetensors files"),
+        (lambda d: (d / WEIGHTS).unlink(), "must hold complete safetensors files"),
+        (_truncate, "must hold complete safetensors files"),
         (
             lambda d: edit_weights(d, lambda t: t.pop("quant_conv.bias")),
             "tensor 'quant_conv.bias' is missing",
